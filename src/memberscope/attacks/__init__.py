@@ -1,0 +1,1 @@
+"""Attacks: one file a family, one class an attack; `registry` lists them."""

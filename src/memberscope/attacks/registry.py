@@ -1,0 +1,78 @@
+"""The attacks by name; third parties add theirs by the entry point group ``memberscope.attacks``."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from functools import cache
+from importlib.metadata import entry_points
+
+from memberscope.attacks.base import Attack
+from memberscope.attacks.four_features import BoostedTreesFourFeatures, LogisticRegressionFourFeatures
+from memberscope.attacks.threshold import (
+    Confidence,
+    CorrectnessGap,
+    Entropy,
+    Hinge,
+    LogitScaledConfidence,
+    Loss,
+    ModifiedEntropy,
+)
+from memberscope.errors import ConfigError
+
+ENTRY_POINT_GROUP = "memberscope.attacks"
+
+ATTACKS: dict[str, type[Attack]] = {
+    attack.name: attack
+    for attack in (
+        LogisticRegressionFourFeatures,
+        BoostedTreesFourFeatures,
+        CorrectnessGap,
+        Loss,
+        LogitScaledConfidence,
+        Hinge,
+        Confidence,
+        Entropy,
+        ModifiedEntropy,
+    )
+}
+
+
+@cache
+def all_attacks() -> dict[str, type[Attack]]:
+    """Our attacks and those that installed packages add, by name.
+
+    Raises
+    ------
+    ConfigError
+        An entry point that is not an attack, or takes a name that is in use.
+    """
+    found = dict(ATTACKS)
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        attack = point.load()
+        if not (inspect.isclass(attack) and issubclass(attack, Attack)):
+            raise ConfigError(
+                f"entry point {point.name!r} ({point.value}) is not a subclass of Attack", "see CONTRIBUTING"
+            )
+        if attack.name in found:
+            raise ConfigError(
+                f"entry point {point.name!r} takes the attack name {attack.name!r}, which is in use", "rename it"
+            )
+        found[attack.name] = attack
+    return found
+
+
+def get_attack(name: str) -> type[Attack]:
+    """The attack of this name.
+
+    Raises
+    ------
+    ConfigError
+        No such attack; the nearest names are given.
+    """
+    attacks = all_attacks()
+    if name in attacks:
+        return attacks[name]
+    near = difflib.get_close_matches(name, attacks, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`memberscope list attacks` shows them all"
+    raise ConfigError(f"unknown attack {name!r}", hint)

@@ -1,0 +1,259 @@
+"""Evidence: all that an adversary with stated knowledge has in hand, and nothing more.
+
+Evidence is the wall between training and attacking. It never holds the membership of the records under audit: an
+attack that learns from known members is handed them fold by fold (`memberscope.attacks.base.score_records`).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memberscope.errors import EvidenceError
+from memberscope.signals import Signals
+
+
+class Knowledge(enum.Enum):
+    """What an attack needs; the value says how to get it, for whoever lacks it."""
+
+    LABELS = "the class that the model predicts for each record"
+    PROBABILITIES = "the probability vector (or logits) that the model answers for each record"
+    TRUE_LABELS = "the true class of each record"
+    SOME_MEMBERSHIP = "the membership of some records, from which the attack learns"
+    POPULATION = "records known to be non-members, apart from those under audit"
+    REFERENCES = "reference models trained on known random halves of the pool"
+    WEIGHTS = "the weights of the model"
+    ROUNDS = "the models or updates of the rounds of a federation"
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """A named set of knowledge: one row of the exposure ladder."""
+
+    name: str
+    sees: str
+    knowledge: frozenset[Knowledge]
+
+
+_K = Knowledge
+_LABELS_ONLY = frozenset({_K.LABELS, _K.TRUE_LABELS})
+_STRANGER = _LABELS_ONLY | {_K.PROBABILITIES, _K.POPULATION}
+_INSIDER = _STRANGER | {_K.REFERENCES}
+
+ADVERSARIES: tuple[Adversary, ...] = (
+    Adversary("stranger, labels only", "the predicted class of a record", _LABELS_ONLY),
+    Adversary("stranger", "the probability vector", _STRANGER),
+    Adversary(
+        "informed stranger", "the same, and the membership of some other records", _STRANGER | {_K.SOME_MEMBERSHIP}
+    ),
+    Adversary("insider", "the stranger's view, and data like the training data to train reference models", _INSIDER),
+    Adversary("thief", "the weights", _INSIDER | {_K.WEIGHTS}),
+)
+"""Weakest first; an attack belongs to the first adversary whose knowledge covers its needs."""
+
+
+def adversary_for(needs: frozenset[Knowledge]) -> Adversary:
+    """The weakest adversary who could run an attack with these needs."""
+    for adversary in ADVERSARIES:
+        if needs <= adversary.knowledge:
+            return adversary
+    return Adversary("everything", "more than any single party sees", frozenset(Knowledge))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an adversary has in hand about N records.
+
+    Parameters
+    ----------
+    logits
+        float32 or float64 [A, N, C]: the target's answer to each of A queries a record (A = 1: the record itself).
+    labels
+        int64 [N], true classes in 0..C-1.
+    queries
+        The A names of the queries, ``("none",)`` for the record itself.
+    reference_logits
+        float [K, A, N, C] or None: the answers of K reference models to the same queries. May be memory-mapped.
+    reference_membership
+        bool [K, N] or None: whether reference model k was trained on record n. Any number of IN and OUT a record.
+    population_logits, population_labels
+        float [A, Z, C] and int64 [Z], or None: the target's answers on known non-members that are not under audit.
+    population_reference_logits
+        float [K, A, Z, C] or None: the reference models' answers on the population (OUT for all of them).
+    white_box
+        Features that need the weights, computed on demand: a function of their name that returns float64 [N], or None.
+    has_logits
+        False where only probabilities were seen: `logits` then holds their logarithm.
+    """
+
+    logits: NDArray[np.floating]
+    labels: NDArray[np.int64]
+    queries: tuple[str, ...] = ("none",)
+    reference_logits: NDArray[np.floating] | None = field(default=None, repr=False)
+    reference_membership: NDArray[np.bool_] | None = field(default=None, repr=False)
+    population_logits: NDArray[np.floating] | None = field(default=None, repr=False)
+    population_labels: NDArray[np.int64] | None = field(default=None, repr=False)
+    population_reference_logits: NDArray[np.floating] | None = field(default=None, repr=False)
+    white_box: Callable[[str], NDArray[np.float64]] | None = field(default=None, repr=False)
+    has_logits: bool = True
+
+    def __post_init__(self) -> None:
+        if self.logits.ndim != 3:
+            raise EvidenceError(f"logits have {self.logits.ndim} axes, expected [A, N, C]", "see `from_logits`")
+        _check_answers(self.logits, self.labels, self.n_records, "logits")
+        if len(self.queries) != self.logits.shape[0]:
+            raise EvidenceError(
+                f"{len(self.queries)} query names for {self.logits.shape[0]} queries", "name each query"
+            )
+        if (self.reference_logits is None) != (self.reference_membership is None):
+            raise EvidenceError(
+                "reference logits and reference membership go together, and only one was given",
+                "give both, or neither",
+            )
+        if self.reference_logits is not None and self.reference_membership is not None:
+            expected = (self.reference_logits.shape[0], *self.logits.shape)
+            if self.reference_logits.shape != expected:
+                raise EvidenceError(
+                    f"reference logits have shape {self.reference_logits.shape}, expected [K, A, N, C] = {expected}",
+                    "every reference model answers the same queries on the same records as the target",
+                )
+            if self.reference_membership.shape != (expected[0], self.n_records):
+                raise EvidenceError(
+                    f"reference membership has shape {self.reference_membership.shape}, "
+                    f"expected [K, N] = {(expected[0], self.n_records)}",
+                    "one row for each reference model",
+                )
+
+    @property
+    def n_records(self) -> int:
+        """N."""
+        return int(self.logits.shape[1])
+
+    @property
+    def n_classes(self) -> int:
+        """C."""
+        return int(self.logits.shape[2])
+
+    @property
+    def knowledge(self) -> frozenset[Knowledge]:
+        """What can be known from this evidence; `SOME_MEMBERSHIP` is handed out by whoever runs the attack."""
+        known = {Knowledge.LABELS, Knowledge.PROBABILITIES, Knowledge.TRUE_LABELS}
+        if self.reference_logits is not None:
+            known.add(Knowledge.REFERENCES)
+        if self.population_logits is not None:
+            known.add(Knowledge.POPULATION)
+        if self.white_box is not None:
+            known.add(Knowledge.WEIGHTS)
+        return frozenset(known)
+
+    @cached_property
+    def signals(self) -> Signals:
+        """Signals of the first query, float64 [N] each."""
+        return Signals(self.logits[0], self.labels)
+
+    @cached_property
+    def query_signals(self) -> Signals:
+        """Signals of every query, float64 [A, N] each."""
+        return Signals(self.logits, self.labels)
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Evidence:
+        """The evidence about some of the records only, in the order of `rows` (indices, or a mask)."""
+        white_box = self.white_box
+        references = self.reference_logits
+        membership = self.reference_membership
+        return replace(
+            self,
+            logits=self.logits[:, rows],
+            labels=self.labels[rows],
+            reference_logits=None if references is None else references[:, :, rows],
+            reference_membership=None if membership is None else membership[:, rows],
+            white_box=None if white_box is None else lambda name: white_box(name)[rows],
+        )
+
+    def __repr__(self) -> str:
+        references = 0 if self.reference_logits is None else len(self.reference_logits)
+        population = 0 if self.population_logits is None else self.population_logits.shape[1]
+        return (
+            f"Evidence({self.n_records:,} records, {self.n_classes} classes, {len(self.queries)} "
+            f"quer{'y' if len(self.queries) == 1 else 'ies'}, {references} reference models, population {population:,})"
+        )
+
+
+def from_logits(logits: NDArray[np.floating], labels: NDArray[np.integer], **more: Any) -> Evidence:
+    """Evidence from logits [N, C] (one query) or [A, N, C]; `more` goes to `Evidence`."""
+    array = np.asarray(logits)
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3:
+        raise EvidenceError(f"logits have shape {array.shape}, expected [N, C]", "one row a record, one column a class")
+    queries = more.pop("queries", ("none",) if len(array) == 1 else tuple(f"query{i}" for i in range(len(array))))
+    return Evidence(array, _as_labels(labels), queries=queries, **more)
+
+
+def from_probabilities(probabilities: NDArray[np.floating], labels: NDArray[np.integer], **more: Any) -> Evidence:
+    """Evidence from probabilities [N, C] or [A, N, C].
+
+    Their logarithm takes the place of the logits. Probabilities of exactly 0 are taken as the smallest positive
+    number of their dtype: a probability rounded to 0 or 1 ties with others at the top of the ROC, and no attack can
+    undo that.
+
+    Raises
+    ------
+    EvidenceError
+        Values outside [0, 1], NaN, or rows that do not sum to 1 within 1e-3 (logits passed as probabilities).
+    """
+    p = np.asarray(probabilities)
+    if p.dtype.kind != "f":
+        raise EvidenceError(f"probabilities have dtype {p.dtype}, expected floating point", "did you pass classes?")
+    if np.isnan(p).any():
+        row = int(np.argwhere(np.isnan(p))[0][-2])
+        raise EvidenceError(f"probabilities of record {row} are NaN", "leave broken records out, or mend the model")
+    if p.min() < 0 or p.max() > 1 or np.abs(p.sum(axis=-1) - 1).max() > 1e-3:
+        raise EvidenceError(
+            f"these are not probabilities: values in [{p.min():.4g}, {p.max():.4g}], "
+            f"row sums in [{p.sum(axis=-1).min():.4g}, {p.sum(axis=-1).max():.4g}]",
+            "pass unnormalised outputs as logits instead",
+        )
+    smallest = np.finfo(p.dtype).tiny
+    return from_logits(np.log(np.maximum(p, smallest).astype(np.float64)), labels, has_logits=False, **more)
+
+
+def _as_labels(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    array = np.asarray(labels)
+    if array.dtype.kind == "f" and np.all(array == np.floor(array)):
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise EvidenceError(f"labels have dtype {array.dtype}, expected integers", "labels are classes 0..C-1")
+    return array.astype(np.int64)
+
+
+def _check_answers(logits: NDArray[np.floating], labels: NDArray[np.int64], n: int, name: str) -> None:
+    if logits.dtype.kind != "f":
+        raise EvidenceError(f"{name} have dtype {logits.dtype}, expected floating point", "pass raw model outputs")
+    if logits.shape[-1] < 2:
+        raise EvidenceError(
+            f"{name} have {logits.shape[-1]} column, expected at least two classes",
+            "a model with one output p becomes two columns: 1 - p and p",
+        )
+    if labels.shape != (n,):
+        raise EvidenceError(f"labels have shape {labels.shape}, expected ({n},) as {name} do", "one label a record")
+    if n == 0:
+        raise EvidenceError(f"{name} hold no record", "an audit needs members and non-members")
+    bad = ~np.isfinite(logits).all(axis=(0, 2))
+    if bad.any():
+        raise EvidenceError(
+            f"{name} of {bad.sum():,} of {n:,} records are NaN or infinite (first: record {int(bad.argmax())})",
+            "leave broken records out, or mend the model that answered",
+        )
+    if labels.min() < 0 or labels.max() >= logits.shape[-1]:
+        row = int(((labels < 0) | (labels >= logits.shape[-1])).argmax())
+        raise EvidenceError(
+            f"label {labels[row]} of record {row} is outside 0..{logits.shape[-1] - 1} ({logits.shape[-1]} columns)",
+            "labels are class indices that start at 0",
+        )

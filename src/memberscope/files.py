@@ -1,0 +1,73 @@
+"""Files written whole or not at all: a temporary name in the same folder, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from memberscope.errors import MemberscopeError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well it takes the place of `path`, else it is removed.
+
+    Raises
+    ------
+    MemberscopeError
+        The disk is full or the folder cannot be written; `path` is then as it was before.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(descriptor)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write `content` as UTF-8 to `path`, whole or not at all."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON; NaN and infinities are refused rather than written as invalid JSON."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _write_error(path: Path, error: OSError) -> MemberscopeError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MemberscopeError(
+            f"disk full while writing {path}", "free some space and run the same command again; nothing was overwritten"
+        )
+    return MemberscopeError(f"cannot write {path}: {error.strerror or error}", "choose a folder that can be written")
