@@ -1,0 +1,236 @@
+"""The command line. Everything heavy is imported inside a command, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from memberscope.config import AuditConfig, default_output_dir
+from memberscope.errors import ConfigError, MemberscopeError
+from memberscope.training.recipe import Recipe
+
+EXIT_FAILED = 3
+EXIT_INTERRUPTED = 130
+
+app = App(
+    name="memberscope",
+    help="""Who could tell that a record was in a model's training set, and how surely?
+
+Without a command it asks three questions (dataset, epochs, train or load) and runs the audit.""",
+    help_epilogue="""Examples:
+
+    memberscope audit --dataset digits --epochs 30
+    memberscope audit --dataset cifar10 --epochs 50 --data-dir ~/data
+    memberscope score answers.npz
+    memberscope compare outputs/run-a outputs/run-b
+    memberscope COMMAND --help
+
+Exit codes: 0 done (or within the policy), 1 exceeds the policy, 2 cannot tell, 3 failed.""",
+    help_format="plaintext",
+    version_flags=["--version"],
+    default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
+)
+
+
+Parameter(name="*")(Recipe)  # the recipe's settings are flags beside the others: --epochs, not --recipe.epochs
+
+
+@app.default
+def interactive() -> int:
+    """Ask the three questions."""
+    from memberscope.prompts import interact
+
+    return interact()
+
+
+@app.command(help_epilogue="")
+def audit(
+    *,
+    config: Annotated[AuditConfig, Parameter(name="*")],
+    json: Annotated[bool, Parameter(negative=())] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+) -> int:
+    """Train (or load, or bring) a model, attack it, and write a run folder with a report.
+
+    Examples:
+        memberscope audit --dataset digits --epochs 30
+        memberscope audit --dataset svhn --epochs 20 --dropout 0.5 --seed 1
+        memberscope audit --dataset cifar10 --epochs 50 --load
+        memberscope audit --dataset npz:mine.npz --model mlp --protocol random-half
+        memberscope audit --dataset cifar10 --model mypackage.nets:make --weights w.safetensors --membership mask.npy
+        memberscope audit --config outputs/RUN/config.toml
+
+    Parameters
+    ----------
+    json
+        Print the figures as one JSON document on standard output.
+    quiet
+        No progress.
+    """
+    from memberscope.console import run_audit
+
+    return run_audit(config, as_json=json, quiet=quiet)
+
+
+@app.command(help_epilogue="")
+def score(
+    file: Path,
+    *,
+    out: Path | None = None,
+    attacks: tuple[str, ...] = ("auto",),
+    folds: int = 5,
+    confidence: float = 0.95,
+    seed: int = 0,
+    ignore: tuple[str, ...] = (),
+    policy: Path | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+) -> int:
+    """Audit answers that were computed elsewhere, in any framework, without training.
+
+    Examples:
+        memberscope score answers.npz
+        memberscope score answers.csv --out runs/mine --policy policy.toml
+
+    Parameters
+    ----------
+    file
+        .npz with logits or probabilities [N, C], labels [N], member 0/1 [N] (and reference_logits [K, N, C] with
+        reference_membership [K, N], where there are reference models); or .csv with columns z0... or p0..., label,
+        member.
+    out
+        Run folder to write; default: a new one in ./outputs.
+    attacks
+        Names (`memberscope list attacks`); auto: all that the answers allow.
+    folds
+        Folds of the cross-fitting.
+    confidence
+        Level of every interval.
+    seed
+        Seed of folds and intervals.
+    ignore
+        Codes of checks to mute.
+    policy
+        TOML file with the exposure that you accept; sets the exit code.
+    json
+        Print the figures as one JSON document on standard output.
+    quiet
+        No progress.
+    """
+    from memberscope.console import Console, show
+    from memberscope.report.run_folder import new_folder
+    from memberscope.score import score as score_answers
+
+    console = Console(quiet=quiet or json)
+    result = score_answers(
+        file,
+        attacks=attacks,
+        folds=folds,
+        confidence=confidence,
+        seed=seed,
+        ignore=ignore,
+        policy=policy,
+        events=console,
+    )
+    folder = result.save(out or new_folder(default_output_dir(), f"{result.document['dataset']['name']}_score"))
+    show(result, folder, as_json=json)
+    return result.exit_code
+
+
+@app.command(help_epilogue="")
+def report(run: Path) -> int:
+    """Render report.html of a run folder again, from the folder alone.
+
+    Examples:
+        memberscope report outputs/digits_epoch30_2026-11-23_10-00-00
+    """
+    from memberscope.report.run_folder import rerender
+
+    sys.stdout.write(f"{rerender(run).resolve()}\n")
+    return 0
+
+
+@app.command(help_epilogue="")
+def compare(*runs: Path, out: Path = Path("comparison")) -> int:
+    """Compare runs: a table, and one log-log ROC with each run's strongest attack.
+
+    Examples:
+        memberscope compare outputs/digits_epoch5_* outputs/digits_epoch50_*
+
+    Parameters
+    ----------
+    out
+        Folder for the picture and the HTML page.
+    """
+    from memberscope.report.compare import write_comparison
+    from memberscope.report.run_folder import read
+
+    if len(runs) < 2:
+        raise ConfigError(f"{len(runs)} run folder given", "a comparison needs at least two")
+    text, path = write_comparison([(run.name, read(run)) for run in runs], out)
+    sys.stdout.write(f"{text}\n{path.resolve()}\n")
+    return 0
+
+
+@app.command(name="list", help_epilogue="")
+def list_(what: Literal["datasets", "models", "attacks", "defenses"]) -> int:
+    """List what can be named: datasets, models, attacks or defenses.
+
+    Examples:
+        memberscope list attacks
+    """
+    from memberscope.listing import listing
+
+    sys.stdout.write(listing(what) + "\n")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with the command's code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _read_config(tokens)
+        _refuse_unknown_command(tokens)
+        code: Any = app(tokens, result_action="return_value")
+    except MemberscopeError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. A training can go on from its last epoch: add --resume to the same command.\n")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _read_config(tokens: list[str]) -> None:
+    """Take ``--config FILE`` out of the tokens: its keys are the flags' names, and flags win over it."""
+    app.config = ()
+    for position, word in enumerate(tokens):
+        if word != "--config" and not word.startswith("--config="):
+            continue
+        taken = 1 if "=" in word else 2
+        value = word.partition("=")[2] if taken == 1 else "".join(tokens[position + 1 : position + 2])
+        if not Path(value).is_file():
+            raise ConfigError(f"no config file {value!r}", "--config takes the path of a TOML file")
+        from cyclopts.config import Toml
+
+        app.config = (Toml(value, must_exist=True, use_commands_as_keys=False),)
+        del tokens[position : position + taken]
+        return
+
+
+def _refuse_unknown_command(tokens: list[str]) -> None:
+    import difflib
+
+    if not tokens or tokens[0].startswith("-"):
+        return
+    known = [name for name in app if not name.startswith("-")]
+    if tokens[0] not in known:
+        near = difflib.get_close_matches(tokens[0], known, n=1)
+        hint = f"did you mean `memberscope {near[0]}`?" if near else f"commands: {', '.join(known)}"
+        raise ConfigError(f"unknown command {tokens[0]!r}", hint)

@@ -1,0 +1,202 @@
+"""The settings of an audit: typed, from TOML or flags, and back to TOML."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from memberscope.errors import ConfigError
+from memberscope.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """Everything that determines an audit.
+
+    Parameters
+    ----------
+    dataset
+        Name (`memberscope list datasets`), npz:PATH or imagefolder:PATH.
+    data_dir
+        Folder of the dataset's files, ours or torchvision's; default: $MEMBERSCOPE_DATA_DIR, else ./data.
+    unverified_data
+        Take files whose checksum is not the official one: you vouch for them.
+    protocol
+        holdout: official training part against test part. random-half: each record a member with probability 1/2.
+    validation_fraction
+        Share set apart to watch training; never audited.
+    recipe
+        How the model is trained.
+    weights
+        Audit these weights (safetensors, or a PyTorch state dict) instead of training; needs --membership.
+    membership
+        .npy file, one entry a pool record (training part first): 1 trained on, 0 not, -1 left out.
+    mean
+        With --weights: per-channel mean that the model's inputs are normalised with (after scaling to 0..1).
+    std
+        With --weights: per-channel standard deviation, likewise.
+    attacks
+        Names (`memberscope list attacks`); auto: all that the evidence allows.
+    folds
+        Folds of the cross-fitting; a learnt attack never scores what it was fitted on.
+    confidence
+        Level of every interval.
+    seed
+        One seed for membership, training and everything else.
+    device
+        auto, cpu, cuda, cuda:1, mps.
+    threads
+        CPU threads; default: all cores.
+    load
+        Load the model that an earlier run trained with these settings; where there is none, say so and train.
+    resume
+        Go on from the checkpoint of an interrupted training of the same settings.
+    ignore
+        Codes of checks to mute, for example MIA013.
+    policy
+        TOML file with the exposure that you accept; sets the exit code (0 within, 1 exceeds, 2 cannot tell).
+    pictures
+        Show this many of the most exposed records as pictures in the report.
+    out
+        Folder for run folders; default: $MEMBERSCOPE_OUTPUT_DIR, else ./outputs.
+    models_dir
+        Folder for trained models; default: $MEMBERSCOPE_MODELS_DIR, else ./models.
+    """
+
+    dataset: str
+    data_dir: Path | None = None
+    unverified_data: bool | None = None
+    protocol: Literal["holdout", "random-half"] = "holdout"
+    validation_fraction: float = 0.1
+    recipe: Recipe = field(default_factory=Recipe)
+    weights: Path | None = None
+    membership: Path | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    attacks: tuple[str, ...] = ("auto",)
+    folds: int = 5
+    confidence: float = 0.95
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    load: bool = False
+    resume: bool = False
+    ignore: tuple[str, ...] = ()
+    policy: Path | None = None
+    pictures: int = 0
+    out: Path | None = None
+    models_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.folds <= 100:
+            raise ConfigError(f"folds = {self.folds} is outside 2..100", "5 is the default")
+        if not 0.5 <= self.confidence < 1:
+            raise ConfigError(f"confidence = {self.confidence} is outside [0.5, 1)", "0.95 is the default")
+        if self.seed < 0:
+            raise ConfigError(f"seed = {self.seed} is negative", "any integer from 0")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads = {self.threads}", "at least 1")
+        if self.pictures < 0:
+            raise ConfigError(f"pictures = {self.pictures}", "0 for none")
+        if (self.weights is None) != (self.membership is None):
+            given, lacking = ("weights", "membership") if self.membership is None else ("membership", "weights")
+            raise ConfigError(
+                f"--{given} was given without --{lacking}",
+                "an existing model is audited with both: its weights, and the records it was trained on",
+            )
+        if self.weights is None and (self.mean or self.std):
+            raise ConfigError(
+                "--mean and --std belong to --weights", "a model trained here is normalised by its members"
+            )
+        if bool(self.mean) != bool(self.std):
+            raise ConfigError("--mean and --std go together", "give one number a channel for each")
+        if any(s <= 0 for s in self.std):
+            raise ConfigError(f"std = {self.std}", "standard deviations are positive")
+        if not self.attacks:
+            raise ConfigError("no attack was asked for", "auto runs all that the evidence allows")
+
+    @property
+    def output_dir(self) -> Path:
+        """Where run folders go."""
+        return self.out or default_output_dir()
+
+    @property
+    def model_dir(self) -> Path:
+        """Where trained models go."""
+        return self.models_dir or Path(os.environ.get("MEMBERSCOPE_MODELS_DIR") or "models")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat, JSON-able: the recipe's settings stand beside the others, as the flags do. None is left out."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
+        flat = {**own, **self.recipe.to_dict()}
+        return {key: _plain(value) for key, value in flat.items() if value is not None and value != ()}
+
+
+def default_output_dir() -> Path:
+    """Where run folders go unless told otherwise: $MEMBERSCOPE_OUTPUT_DIR, else ./outputs."""
+    return Path(os.environ.get("MEMBERSCOPE_OUTPUT_DIR") or "outputs")
+
+
+def from_settings(settings: Mapping[str, Any], base: AuditConfig | None = None) -> AuditConfig:
+    """A config from flat keyword settings, those of the recipe among them; `base` gives what is not named.
+
+    Raises
+    ------
+    ConfigError
+        An unknown setting; the nearest known one is named.
+    """
+    import difflib
+
+    own = {f.name for f in fields(AuditConfig)} - {"recipe"}
+    of_recipe = {f.name for f in fields(Recipe)}
+    for key in settings:
+        if key not in own | of_recipe | {"recipe"}:
+            near = difflib.get_close_matches(key, own | of_recipe, n=1)
+            raise ConfigError(f"unknown setting {key!r}", f"did you mean {near[0]!r}?" if near else "see AuditConfig")
+    recipe = settings.get("recipe") or (base.recipe if base else Recipe())
+    changed = {k: v for k, v in settings.items() if k in of_recipe}
+    recipe = Recipe.from_dict({**recipe.to_dict(), **changed})
+    mine = {k: _coerced(k, v) for k, v in settings.items() if k in own}
+    if base is not None:
+        return replace(base, recipe=recipe, **mine)
+    if "dataset" not in mine:
+        raise ConfigError("no dataset was named", "for example dataset='digits'; see memberscope.list_datasets()")
+    return AuditConfig(recipe=recipe, **mine)
+
+
+def to_toml(settings: Mapping[str, Any]) -> str:
+    """Flat settings as TOML, keys in their order; `memberscope audit --config FILE` reads it back."""
+    lines = [f"{key} = {_toml(value)}" for key, value in settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _coerced(key: str, value: Any) -> Any:
+    if key in ("data_dir", "weights", "membership", "policy", "out", "models_dir") and value is not None:
+        return Path(value)
+    if key in ("attacks", "ignore") and isinstance(value, str):
+        return (value,)
+    if isinstance(value, list):
+        return tuple(value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)  # a JSON string is a TOML basic string
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return repr(value)

@@ -1,0 +1,26 @@
+"""What a long work tells whoever watches: library code emits events, the command line draws them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Events:
+    """Listens and says nothing; subclass it to watch (`memberscope.console.Console` draws on a terminal)."""
+
+    def stage(self, title: str) -> None:
+        """A new part of the work begins."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def attack(self, name: str, position: int, total: int) -> None:
+        """Attack number `position` (from 0) of `total` begins."""
+
+    def training(self, *, model: str, records: int, epochs: int) -> Any:
+        """A training begins; returns what listens to its steps and epochs, or None."""
+        del model, records, epochs
+        return None
+
+    def trained(self) -> None:
+        """The training that was announced last has ended."""

@@ -1,0 +1,117 @@
+"""The exposure ladder: a row for each adversary, its best attack, and what that achieves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memberscope.attacks.runner import AttackResult
+from memberscope.evidence import ADVERSARIES, Knowledge, adversary_for
+from memberscope.statistics.evaluation import evaluate
+
+FEDERATED_ROWS = (
+    ("curious client", "the global model of every round"),
+    ("curious server behind secure aggregation", "the global model and the sum of updates of every round"),
+    ("curious server", "every client's update of every round"),
+    ("malicious client / server", "as above, and may send what it likes"),
+)
+
+
+def lowest_supported_fpr(n_nonmembers: int) -> float | None:
+    """The lowest of 10 %, 1 %, 0.1 %, ... at which at least ten false positives are expected, or None."""
+    fpr = None
+    for exponent in range(1, 7):
+        if 10.0**-exponent * n_nonmembers >= 10 * (1 - 1e-9):
+            fpr = 10.0**-exponent
+    return fpr
+
+
+def strongest(results: Sequence[AttackResult], fpr: float | None) -> AttackResult | None:
+    """The attack with the highest TPR at `fpr` (AUC where `fpr` is None); AUC breaks ties."""
+    run = [r for r in results if r.evaluation is not None]
+    return max(run, key=lambda r: _power(r, fpr), default=None)
+
+
+def ladder(
+    results: Sequence[AttackResult],
+    member: NDArray[np.bool_],
+    *,
+    confidence: float,
+    rng: np.random.Generator,
+) -> list[dict[str, Any]]:
+    """Rows of the exposure ladder, weakest adversary first.
+
+    An adversary may use every attack whose needs its knowledge covers. Picking the best of A attacks on the records
+    that it is judged on flatters it, so the intervals of a row are at 1 - (1 - confidence) / A (Bonferroni).
+    """
+    fpr = lowest_supported_fpr(int((~member).sum()))
+    rows: list[dict[str, Any]] = []
+    previous: str | None = None
+    for adversary in ADVERSARIES:
+        row: dict[str, Any] = {"adversary": adversary.name, "sees": adversary.sees}
+        open_to = [r for r in results if r.evaluation is not None and r.attack.needs <= adversary.knowledge]
+        own = [r for r in open_to if adversary_for(r.attack.needs).name == adversary.name]
+        best = strongest(open_to, fpr)
+        if best is None or not own:
+            row |= {"status": "not measured", "reason": _why_not(adversary.knowledge, results, own, previous)}
+            rows.append(row)
+            continue
+        by_auc = strongest(open_to, None)
+        assert by_auc is not None
+        adjusted = 1 - (1 - confidence) / len(open_to)
+        figures = {r.name: _at(r, member, adjusted, rng) for r in {best.name: best, by_auc.name: by_auc}.values()}
+        row |= {
+            "status": "measured",
+            "attack": best.name,
+            "tpr": None if fpr is None else {"fpr": fpr, "estimate": _tpr(figures[best.name], fpr)},
+            "auc_attack": by_auc.name,
+            "auc": asdict(figures[by_auc.name].auc),
+            "corrected_for": len(open_to),
+            "confidence": adjusted,
+        }
+        previous = adversary.name
+        rows.append(row)
+    for name, sees in FEDERATED_ROWS:
+        rows.append(
+            {"adversary": name, "sees": sees, "status": "not measured", "reason": "the model was trained in one place"}
+        )
+    return rows
+
+
+def _power(result: AttackResult, fpr: float | None) -> tuple[float, float]:
+    evaluation = result.evaluation
+    assert evaluation is not None
+    auc = evaluation.auc.value
+    if fpr is None:
+        return auc, 0.0
+    tpr = _tpr(evaluation, fpr)
+    return (tpr["value"] if tpr else 0.0), auc
+
+
+def _tpr(evaluation: Any, fpr: float) -> dict[str, Any] | None:
+    for point in evaluation.operating_points:
+        if point.supported and abs(point.fpr - fpr) < 1e-12 and point.tpr is not None:
+            return asdict(point.tpr)
+    return None
+
+
+def _at(result: AttackResult, member: NDArray[np.bool_], confidence: float, rng: np.random.Generator) -> Any:
+    assert result.scores is not None
+    return evaluate(result.scores, member, name=result.name, confidence=confidence, rng=rng)
+
+
+def _why_not(
+    knowledge: frozenset[Knowledge],
+    results: Sequence[AttackResult],
+    own: Sequence[AttackResult],
+    previous: str | None,
+) -> str:
+    tried = [r for r in results if r.evaluation is None and r.attack.needs <= knowledge]
+    if tried and not own:
+        return f"{tried[0].name} {tried[0].status}: {tried[0].reason}"
+    weaker = f"at least what the {previous} achieves; " if previous else ""
+    return weaker + "no attack of this adversary was run"

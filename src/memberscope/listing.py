@@ -1,0 +1,38 @@
+"""What can be named on the command line, as text."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+def listing(what: Literal["datasets", "models", "attacks", "defenses"]) -> str:
+    """A line a name: what it is, and what an attack needs."""
+    rows = {"datasets": _datasets, "models": _models, "attacks": _attacks, "defenses": _defenses}[what]()
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {text}" for name, text in rows)
+
+
+def _datasets() -> list[tuple[str, str]]:
+    from memberscope.data_loader import available
+
+    named = ((f"{name}:PATH" if entry.takes_path else name, entry) for name, entry in available().items())
+    return [(name, entry.description) for name, entry in named]
+
+
+def _models() -> list[tuple[str, str]]:
+    from memberscope.training.models import MODELS
+
+    rows = [(name, entry.description) for name, entry in MODELS.items()]
+    return [*rows, ("package.module:factory", "any torch.nn.Module, made by your own function")]
+
+
+def _attacks() -> list[tuple[str, str]]:
+    from memberscope.attacks.registry import all_attacks
+
+    return [(a.name, f"{a.title}. Adversary: {a.adversary().name}. {a.card.paper}") for a in all_attacks().values()]
+
+
+def _defenses() -> list[tuple[str, str]]:
+    from memberscope.training.recipe import DEFENSES
+
+    return list(DEFENSES.items())

@@ -1,0 +1,227 @@
+"""A run is a folder that explains itself: written whole or not at all, and read back for reports and comparisons."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import fcntl
+import gzip
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memberscope.errors import MemberscopeError, RunFolderError
+from memberscope.files import write_bytes, write_json, write_text
+
+if TYPE_CHECKING:
+    from memberscope.result import Audit
+
+SCHEMA_VERSION = 1
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """A path ``parent/name_YYYY-MM-DD_HH-MM-SS`` that does not exist: two runs of one second wait for the next."""
+    while True:
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        folder = parent / f"{name}_{stamp}"
+        if not folder.exists():
+            return folder
+        time.sleep(0.2)
+
+
+def write(audit: Audit, folder: Path) -> Path:
+    """Write the run folder under a hidden name and rename it, so that a run folder is always complete.
+
+    Raises
+    ------
+    RunFolderError
+        `folder` exists and is not empty.
+    MemberscopeError
+        The disk is full or the place cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"{folder} exists and is not empty", "choose another folder: a run is never overwritten")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise MemberscopeError(
+            f"cannot write {folder.parent}: {error.strerror}", "choose a folder that can be written"
+        ) from error
+    try:
+        _fill(audit, draft, folder.name)
+        draft.chmod(0o755)
+        draft.replace(folder)
+    except OSError as error:
+        raise MemberscopeError(
+            f"cannot write {folder}: {error.strerror or error}", "free some space, or choose another folder with --out"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The document of a run folder.
+
+    Raises
+    ------
+    RunFolderError
+        Not a run folder, or one of another schema.
+    """
+    path = Path(folder) / "results.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"{folder} is not a run folder: it has no results.json", "give the folder of a run"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}", "run the audit again") from None
+    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+        found = document.get("schema_version") if isinstance(document, dict) else None
+        raise RunFolderError(
+            f"{path} has schema version {found!r}, expected {SCHEMA_VERSION}",
+            "render it with the version of memberscope that wrote it",
+        )
+    return document
+
+
+def rerender(folder: Path) -> Path:
+    """Render ``report.html`` of a run folder again from its ``results.json`` alone."""
+    from memberscope.report.render import render
+
+    path = Path(folder) / "report.html"
+    write_text(path, render(read(folder)))
+    return path
+
+
+def csv_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row an attack: the run, its accuracies, the attack's figures with intervals, and every setting."""
+    target = document["target"] or {}
+    common = {
+        "run": document["run"]["id"],
+        "dataset": document["dataset"]["name"],
+        "epochs": target.get("epochs"),
+        "model": target.get("model"),
+        **{key: target.get(key) for key in ("train_acc", "val_acc", "test_acc", "generalization_gap")},
+        "members": document["records"]["members"],
+        "nonmembers": document["records"]["nonmembers"],
+    }
+    settings = {f"setting_{key}": _cell(value) for key, value in document["settings"].items()}
+    return [{**common, **_attack_columns(attack), **settings} for attack in document["attacks"]]
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows to a shared table, safely when several runs end at once.
+
+    Runs take turns by a lock on a file beside the table, and the table is replaced whole: a reader or a crash never
+    meets half a row. Columns that only some runs have are empty in the others.
+    """
+    path = Path(path)
+    with _lock(path.with_name(f".{path.name}.lock")):
+        old: list[dict[str, Any]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                old = list(csv.DictReader(file))
+        write_text(path, _csv_text([*old, *rows]))
+
+
+def _attack_columns(attack: Mapping[str, Any]) -> dict[str, Any]:
+    evaluation = attack["evaluation"]
+    row: dict[str, Any] = {"attack": attack["name"], "status": attack["status"], "reason": attack["reason"]}
+    names = ("attack_accuracy", "attack_roc_auc", "attack_avg_precision")
+    if evaluation is None:
+        return {**row, **dict.fromkeys((*names, "optimal_threshold", "confusion_matrix"))}
+    accuracy = evaluation["accuracy"] or evaluation["accuracy_youden"]
+    figures = {
+        "attack_accuracy": accuracy,
+        "attack_roc_auc": evaluation["auc"],
+        "attack_avg_precision": evaluation["average_precision"],
+        "accuracy_youden": evaluation["accuracy_youden"],
+        "balanced_accuracy": evaluation["balanced_accuracy"],
+        "advantage": evaluation["advantage"],
+    }
+    for name, figure in figures.items():
+        row |= {name: figure["value"], f"{name}_low": figure["low"], f"{name}_high": figure["high"]}
+    row["optimal_threshold"] = evaluation["optimal_threshold"]
+    row["confusion_matrix"] = json.dumps(evaluation["confusion_matrix"])
+    for point in evaluation["operating_points"]:
+        name, tpr = f"tpr_at_fpr_{point['fpr']:g}", point["tpr"] if point["supported"] else None
+        row |= {f"{name}{end}": tpr and tpr[key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
+    return row
+
+
+def _fill(audit: Audit, folder: Path, name: str) -> None:
+    from memberscope.report.render import render
+
+    from memberscope.config import to_toml
+    from memberscope.report.pictures import write_all
+
+    document = json.loads(json.dumps(audit.document))
+    document["run"]["id"] = name
+    write_all(
+        folder,
+        document,
+        label=audit.label,
+        member=audit.member,
+        max_confidence=audit.max_confidence,
+        scores=audit.scores.get(audit.headline or ""),
+    )
+    write_text(folder / "results.csv", _csv_text(csv_rows(document)))
+    write_bytes(folder / "scores.csv.gz", _scores(audit))
+    write_text(folder / "config.toml", to_toml(document["settings"]))
+    write_json(folder / "environment.json", document["environment"])
+    document["files"] = [_manifest(path) for path in sorted(folder.iterdir())]
+    write_json(folder / "results.json", document)
+    write_text(folder / "report.html", render(document))
+
+
+def _scores(audit: Audit) -> bytes:
+    columns = {"index": audit.index, "class": audit.label, "member": audit.member.astype(np.int64), **audit.scores}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*(map(repr, column.tolist()) for column in columns.values()), strict=True))
+    return gzip.compress(text.getvalue().encode(), compresslevel=6, mtime=0)  # no time inside: same run, same bytes
+
+
+def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"name": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise MemberscopeError(
+            f"cannot write {path.parent}: {error.strerror}", "choose another folder with --out"
+        ) from error

@@ -1,0 +1,109 @@
+"""What an audit gives back: figures to read, tables to work with, a folder to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memberscope.errors import MemberscopeError
+
+if TYPE_CHECKING:
+    import pandas
+
+    from memberscope.attacks.runner import AttackResult
+    from memberscope.checks import Finding
+
+
+@dataclass(frozen=True, repr=False)
+class Audit:
+    """One target, many attacks, their evaluations.
+
+    Parameters
+    ----------
+    document
+        All that the report shows (the content of ``results.json``).
+    results
+        What became of each attack that was asked for.
+    findings
+        The checks of the audit itself.
+    index, label, member
+        Of the N audited records: pool index int64 [N], class int64 [N], truth bool [N].
+    max_confidence
+        float64 [N], the target's confidence, for the histograms.
+    """
+
+    document: Mapping[str, Any]
+    results: tuple[AttackResult, ...]
+    findings: tuple[Finding, ...]
+    index: NDArray[np.int64]
+    label: NDArray[np.int64]
+    member: NDArray[np.bool_]
+    max_confidence: NDArray[np.float64]
+
+    @property
+    def scores(self) -> dict[str, NDArray[np.float64]]:
+        """Score of every audited record under each attack that ran, float64 [N]; higher = more likely a member."""
+        return {r.name: r.scores for r in self.results if r.scores is not None}
+
+    @property
+    def headline(self) -> str | None:
+        """Name of the strongest attack."""
+        name: str | None = self.document["headline"]
+        return name
+
+    @property
+    def exit_code(self) -> int:
+        """0; with a policy 0 within, 1 exceeds, 2 cannot tell; 3 where no attack could be run."""
+        from memberscope.policy import EXIT_FAILED
+
+        if self.headline is None:
+            return EXIT_FAILED
+        policy = self.document["policy"]
+        return 0 if policy is None else int(policy["exit_code"])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row an attack, as ``results.csv`` has them."""
+        from memberscope.report.run_folder import csv_rows
+
+        return csv_rows(self.document)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """`rows` as a pandas table."""
+        try:
+            import pandas
+        except ImportError:
+            raise MemberscopeError("to_frame() needs pandas, which is not installed", "pip install pandas") from None
+        return pandas.DataFrame(self.rows())
+
+    def report(self) -> str:
+        """The report as one self-contained HTML text."""
+        from memberscope.report.render import render
+
+        return render(dict(self.document))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run folder: pictures, tables, scores and report. Refuses a folder that is not empty."""
+        from memberscope.report.run_folder import write
+
+        return write(self, Path(folder))
+
+    def __repr__(self) -> str:
+        from memberscope.summary import summary_lines
+
+        return "\n".join(summary_lines(self.document))
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from memberscope.summary import attack_table, summary_lines
+
+        header, *body = attack_table(self.document)
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+        lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+        answer = escape(summary_lines(self.document)[0])
+        return f"<p>{answer}</p><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"

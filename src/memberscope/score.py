@@ -1,0 +1,159 @@
+"""Scoring answers that were computed elsewhere: the audit without data, model or training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memberscope import document, environment, membership
+from memberscope.answers import Answers, as_member, read_answers
+from memberscope.attacks.runner import run_attacks, select
+from memberscope.checks import Context, check_codes, run_checks
+from memberscope.errors import ConfigError
+from memberscope.events import Events
+from memberscope.evidence import Evidence, from_logits, from_probabilities
+from memberscope.pipeline import Clock, finish, run_facts
+from memberscope.policy import read_policy
+from memberscope.result import Audit
+from memberscope.statistics.blind import label_p_value
+
+
+def score(
+    file: str | Path | None = None,
+    /,
+    *,
+    logits: NDArray[np.floating] | None = None,
+    probabilities: NDArray[np.floating] | None = None,
+    labels: NDArray[np.integer] | None = None,
+    member: NDArray[np.generic] | None = None,
+    class_names: tuple[str, ...] | None = None,
+    attacks: tuple[str, ...] | str = ("auto",),
+    folds: int = 5,
+    confidence: float = 0.95,
+    seed: int = 0,
+    ignore: tuple[str, ...] = (),
+    policy: str | Path | None = None,
+    events: Events | None = None,
+    **references: Any,
+) -> Audit:
+    """Audit answers that were computed elsewhere, in any framework, without training.
+
+    Parameters
+    ----------
+    file
+        .npz (keys logits or probabilities, labels, member) or .csv (columns z0... or p0..., label, member); or the
+        arrays themselves:
+    logits, probabilities
+        float [N, C], one of the two.
+    labels, member
+        int [N] in 0..C-1; bool or 0/1 [N].
+    references
+        reference_logits [K, A, N, C] and reference_membership [K, N], where there are any.
+
+    Raises
+    ------
+    EvidenceError
+        Answers that cannot be used; the message says what was expected.
+    """
+    events = events or Events()
+    check_codes(ignore)
+    loaded_policy = None if policy is None else read_policy(Path(policy))
+    clock = Clock()
+    events.stage("Reading the answers")
+    answers = (
+        read_answers(Path(file)) if file is not None else _given(logits, probabilities, labels, member, references)
+    )
+    names = class_names or answers.class_names
+    evidence, truth = answers.evidence, answers.member
+    clock.lap("data")
+    events.stage("Attacking")
+    results = run_attacks(
+        select((attacks,) if isinstance(attacks, str) else attacks, evidence),
+        evidence,
+        truth,
+        class_names=names,
+        seed=seed,
+        folds=folds,
+        confidence=confidence,
+        on_start=events.attack,
+    )
+    clock.lap("attacks")
+    everyone = membership.Split(truth, np.zeros(len(truth), bool), np.ones(len(truth), bool))
+    mix = membership.class_mix_difference(evidence.labels, everyone, evidence.n_classes)
+    counts = _reference_counts(evidence)
+    context = Context(
+        results=results,
+        member=truth,
+        class_mix_difference=mix,
+        label_p_value=label_p_value(evidence.labels, truth, evidence.n_classes),
+        blind=None,
+        duplicates=None,
+        no_records="Only answers were given: without the records themselves this cannot be checked.",
+        randomised=False,
+        reference_counts=counts,
+    )
+    findings = run_checks(context, ignore)
+    settings = {"attacks": [attacks] if isinstance(attacks, str) else list(attacks), "folds": folds}
+    settings |= {"confidence": confidence, "seed": seed}
+    name = Path(answers.source).name
+    assembled = document.assemble(
+        kind="score",
+        dataset={
+            "name": Path(name).stem.removesuffix(".csv"),
+            "source": f"answers computed elsewhere ({name})",
+            "verified": None,
+            "fingerprint": None,
+            "n_records": len(truth),
+            "n_classes": evidence.n_classes,
+            "classes": list(names),
+            "input_shape": None,
+        },
+        records={
+            "protocol": "given",
+            "members": int(truth.sum()),
+            "nonmembers": int((~truth).sum()),
+            "validation": 0,
+            "class_mix_difference": mix,
+        },
+        target=None,
+        results=results,
+        member=truth,
+        findings=findings,
+        settings=settings,
+        environment=environment.describe(),
+        run=run_facts(clock, f"memberscope score {name}", seed),
+        policy=None,
+        top_records=None,
+        reproduce=[f"memberscope score {name} --seed {seed}"],
+        confidence=confidence,
+        seed=seed,
+    )
+    return finish(assembled, results, findings, np.arange(len(truth)), evidence, truth, loaded_policy)
+
+
+def _reference_counts(evidence: Evidence) -> NDArray[np.int64] | None:
+    if evidence.reference_membership is None:
+        return None
+    inside = evidence.reference_membership.sum(axis=0)
+    return np.minimum(inside, len(evidence.reference_membership) - inside)
+
+
+def _given(
+    logits: NDArray[np.floating] | None,
+    probabilities: NDArray[np.floating] | None,
+    labels: NDArray[np.integer] | None,
+    member: NDArray[np.generic] | None,
+    references: dict[str, Any],
+) -> Answers:
+    if (logits is None) == (probabilities is None) or labels is None or member is None:
+        raise ConfigError("score() needs a file, or logits or probabilities with labels and member", "see help(score)")
+    if logits is not None:
+        evidence = from_logits(logits, labels, **references)
+    else:
+        assert probabilities is not None
+        evidence = from_probabilities(probabilities, labels, **references)
+    names = tuple(map(str, range(evidence.n_classes)))
+    return Answers(evidence, as_member(np.asarray(member), evidence.n_records, "arrays"), "arrays", names)

@@ -1,0 +1,71 @@
+"""The figures of an audit in a few lines of text, for terminals and notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def summary_lines(document: Mapping[str, Any]) -> list[str]:
+    """The answer first, then the attacks, then what to doubt."""
+    lines = [answer(document)]
+    table = attack_table(document)
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    doubts = [c for c in document["checks"] if c["status"] in ("problem", "caution")]
+    lines += [f"{c['code']} {c['status']}: {c['text']}" for c in doubts]
+    return lines
+
+
+def answer(document: Mapping[str, Any]) -> str:
+    """One sentence in natural frequencies: what the strongest attack achieves."""
+    from memberscope.report.wording import frequency
+
+    row = strongest_row(document)
+    if row is None:
+        return "No attack could be run."
+    auc = f"AUC {ci(row['auc'])}"
+    if row["tpr"] is None:
+        return f"The strongest attack ({row['auc_attack']}) ranks members above non-members: {auc} (0.5 is guessing)."
+    fpr, tpr = row["tpr"]["fpr"], row["tpr"]["estimate"]
+    n = 10_000
+    return (
+        f"Of {n:,} members, the strongest attack ({row['attack']}) identifies about {frequency(tpr['value'], n)} "
+        f"({row['confidence']:.1%} interval: {frequency(tpr['low'], n)} to {frequency(tpr['high'], n)}) while wrongly "
+        f"accusing {frequency(fpr, n)} of {n:,} non-members; guessing would identify {frequency(fpr, n)}. "
+        f"Best ranking: {row['auc_attack']}, {auc}."
+    )
+
+
+def strongest_row(document: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The highest measured row of the exposure ladder."""
+    measured = [row for row in document["ladder"] if row["status"] == "measured"]
+    return measured[-1] if measured else None
+
+
+def attack_table(document: Mapping[str, Any]) -> list[list[str]]:
+    """A header and one row an attack, strongest AUC first; what did not run comes last, with its reason."""
+    run = [a for a in document["attacks"] if a["evaluation"] is not None]
+    fprs = [p["fpr"] for p in run[0]["evaluation"]["operating_points"] if p["supported"]] if run else []
+    header = ["attack", "AUC", "accuracy", *(f"TPR at {fpr:.4g} FPR" for fpr in fprs), "seconds"]
+    rows = [header]
+    for attack in sorted(run, key=lambda a: -(a["evaluation"]["auc"]["value"] or 0)):
+        evaluation = attack["evaluation"]
+        points = {p["fpr"]: p["tpr"] for p in evaluation["operating_points"] if p["supported"]}
+        accuracy = evaluation["accuracy"] or evaluation["accuracy_youden"]
+        figures = [ci(evaluation["auc"]), ci(accuracy), *(ci(points.get(fpr), 4) for fpr in fprs)]
+        rows.append([attack["name"], *figures, f"{attack['seconds']:.2f}"])
+    for attack in document["attacks"]:
+        if attack["evaluation"] is None:
+            rows.append([attack["name"], f"{attack['status']}: {attack['reason']}", *[""] * (len(header) - 2)])
+    return rows
+
+
+def ci(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """A figure with its interval."""
+    if estimate is None or estimate["value"] is None:
+        return "-"
+    value = f"{estimate['value']:.{digits}f}"
+    if estimate["low"] is None or estimate["high"] is None:
+        return value
+    return f"{value} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"

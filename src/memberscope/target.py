@@ -1,0 +1,181 @@
+"""The target: trained now, loaded from an earlier run, or brought by the user."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memberscope import seeds
+from memberscope.errors import ConfigError, ModelError
+from memberscope.events import Events
+
+if TYPE_CHECKING:
+    from memberscope.config import AuditConfig
+    from memberscope.data_loader import Dataset
+    from memberscope.membership import Split
+    from memberscope.training.train_target import TrainedModel
+
+_SHOWN_DIFFERENCES = 4
+
+
+@dataclass(frozen=True)
+class Target:
+    """The model under audit.
+
+    Parameters
+    ----------
+    model
+        Answers queries.
+    origin
+        Where it came from, as a sentence.
+    trained
+        True where this run trained it.
+    folder
+        Where its weights lie.
+    """
+
+    model: TrainedModel
+    origin: str
+    trained: bool
+    folder: Path
+
+
+def obtain(config: AuditConfig, dataset: Dataset, split: Split, events: Events) -> Target:
+    """Load or train the target, as the settings say.
+
+    With `config.load`, a model that an earlier run trained with the same settings is loaded if it fits; else the
+    reason is said and it is trained, as the original project did.
+    """
+    if config.weights is not None:
+        return _brought(config, dataset)
+    folder = model_folder(config, dataset, split)
+    if config.load:
+        loaded = _load(config, dataset, split, folder, events)
+        if loaded is not None:
+            return loaded
+    return _train(config, dataset, split, folder, events)
+
+
+def model_folder(config: AuditConfig, dataset: Dataset, split: Split) -> Path:
+    """Where a model of these settings lies: readable name, and a hash of all that determines it."""
+    recipe = config.recipe
+    parts = (recipe.digest, dataset.fingerprint, hashlib.sha256(np.packbits(split.member).tobytes()).hexdigest())
+    digest = hashlib.sha256("|".join((*parts, str(config.seed))).encode()).hexdigest()[:12]
+    return config.model_dir / f"{_prefix(config, dataset)}{digest}"
+
+
+def facts(target: Target, dataset: Dataset, split: Split) -> dict[str, Any]:
+    """Accuracies and description of the target for the report."""
+    model = target.model
+    train = model.accuracy(dataset.x[split.member], dataset.y[split.member])
+    test = model.accuracy(dataset.x[split.nonmember], dataset.y[split.nonmember])
+    has_validation = bool(split.validation.any())
+    val = model.accuracy(dataset.x[split.validation], dataset.y[split.validation]) if has_validation else None
+    recipe = model.recipe
+    return {
+        "model": recipe.model,
+        "epochs": recipe.epochs,
+        "recipe": recipe.to_dict(),
+        "trained": target.trained,
+        "origin": target.origin,
+        "train_acc": train,
+        "val_acc": val,
+        "test_acc": test,
+        "generalization_gap": train - test,
+        "weights_sha256": model.weights_sha256,
+        "parameters": model.parameters,
+        "precision": model.precision,
+        "device": model.device,
+        "images_per_second": model.images_per_second,
+        "history": list(model.history),
+    }
+
+
+def _prefix(config: AuditConfig, dataset: Dataset) -> str:
+    recipe = config.recipe
+    model = "".join(c if c.isalnum() or c in "-_" else "-" for c in recipe.model)
+    return f"{dataset.name}_{model}_epoch{recipe.epochs}_seed{config.seed}_"
+
+
+def _train(config: AuditConfig, dataset: Dataset, split: Split, folder: Path, events: Events) -> Target:
+    from memberscope.training.train_target import fit, save
+
+    members = int(split.member.sum())
+    watcher = events.training(model=config.recipe.model, records=members, epochs=config.recipe.epochs)
+    try:
+        model = fit(
+            config.recipe,
+            dataset.x,
+            dataset.y,
+            split.member,
+            validation=split.validation if split.validation.any() else None,
+            n_classes=dataset.n_classes,
+            seed=int(seeds.sequence(config.seed, "training").generate_state(1, np.uint64)[0] >> 1),
+            device=config.device,
+            threads=config.threads,
+            progress=watcher,
+            checkpoint=folder / "checkpoint",
+            resume=config.resume,
+        )
+    finally:
+        events.trained()
+    save(model, folder, membership=split.member, dataset_name=dataset.name, dataset_fingerprint=dataset.fingerprint)
+    return Target(model, "trained in this run", True, folder)
+
+
+def _load(config: AuditConfig, dataset: Dataset, split: Split, folder: Path, events: Events) -> Target | None:
+    from memberscope.training.train_target import load
+
+    if not (folder / "model.json").is_file():
+        events.note(_why_not(config, dataset))
+        return None
+    try:
+        model = load(
+            folder,
+            membership=split.member,
+            dataset_fingerprint=dataset.fingerprint,
+            device=config.device,
+            threads=config.threads,
+        )
+    except ModelError as error:
+        events.note(f"The model in {folder} cannot be used: {error.problem}. Training it anew.")
+        return None
+    return Target(model, f"loaded, trained earlier ({folder.name})", False, folder)
+
+
+def _why_not(config: AuditConfig, dataset: Dataset) -> str:
+    prefix = _prefix(config, dataset)
+    near = sorted(path.name for path in config.model_dir.glob(f"{prefix}*") if (path / "model.json").is_file())
+    if near:
+        return (
+            f"{len(near)} saved model(s) of {prefix.rstrip('_')} were trained with other settings, records or "
+            f"membership ({', '.join(near[:_SHOWN_DIFFERENCES])}). Training one that fits."
+        )
+    return f"No saved model of {prefix.rstrip('_')} in {config.model_dir}. Training it."
+
+
+def _brought(config: AuditConfig, dataset: Dataset) -> Target:
+    from memberscope.training.train_target import wrap
+
+    assert config.weights is not None
+    channels = dataset.input_shape[0]
+    for name, values in (("mean", config.mean), ("std", config.std)):
+        if values and len(values) not in (1, channels):
+            raise ConfigError(
+                f"--{name} has {len(values)} numbers for {channels} channels", f"give one number, or {channels}"
+            )
+    model = wrap(
+        config.recipe,
+        config.weights,
+        input_shape=dataset.input_shape,
+        n_classes=dataset.n_classes,
+        mean=config.mean,
+        std=config.std,
+        device=config.device,
+        threads=config.threads,
+    )
+    return Target(model, f"brought by the user ({config.weights.name})", False, config.weights)
