@@ -1,14 +1,15 @@
 """Evidence: all that an adversary with stated knowledge has in hand, and nothing more.
 
 Evidence is the wall between training and attacking. It never holds the membership of the records under audit: an
-attack that learns from known members is handed them fold by fold (`memberscope.attacks.base.score_records`).
+attack that learns from known members is handed them fold by fold (`memberscope.attacks.base.score_records`). Its arrays
+are read-only views, so that no attack changes what the next one sees.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memberscope.errors import EvidenceError
+from memberscope.evidence_checks import as_labels, check_answers, check_reference_logits
 from memberscope.signals import Signals
 
 
@@ -66,7 +68,7 @@ def adversary_for(needs: frozenset[Knowledge]) -> Adversary:
     return Adversary("everything", "more than any single party sees", frozenset(Knowledge))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """What an adversary has in hand about N records.
 
@@ -105,30 +107,65 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 3:
-            raise EvidenceError(f"logits have {self.logits.ndim} axes, expected [A, N, C]", "see `from_logits`")
-        _check_answers(self.logits, self.labels, self.n_records, "logits")
+            raise EvidenceError(f"logits have shape {self.logits.shape}, expected [A, N, C]", "see `from_logits`")
+        check_answers(self.logits, self.labels, "logits")
         if len(self.queries) != self.logits.shape[0]:
             raise EvidenceError(
                 f"{len(self.queries)} query names for {self.logits.shape[0]} queries", "name each query"
             )
+        self._check_references()
+        self._check_population()
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, np.ndarray):
+                value = value.view()
+                value.setflags(write=False)
+                object.__setattr__(self, f.name, value)
+
+    def _check_references(self) -> None:
         if (self.reference_logits is None) != (self.reference_membership is None):
             raise EvidenceError(
                 "reference logits and reference membership go together, and only one was given",
                 "give both, or neither",
             )
-        if self.reference_logits is not None and self.reference_membership is not None:
-            expected = (self.reference_logits.shape[0], *self.logits.shape)
-            if self.reference_logits.shape != expected:
-                raise EvidenceError(
-                    f"reference logits have shape {self.reference_logits.shape}, expected [K, A, N, C] = {expected}",
-                    "every reference model answers the same queries on the same records as the target",
-                )
-            if self.reference_membership.shape != (expected[0], self.n_records):
-                raise EvidenceError(
-                    f"reference membership has shape {self.reference_membership.shape}, "
-                    f"expected [K, N] = {(expected[0], self.n_records)}",
-                    "one row for each reference model",
-                )
+        if self.reference_logits is None or self.reference_membership is None:
+            return
+        expected = (self.reference_logits.shape[0], *self.logits.shape)
+        check_reference_logits(self.reference_logits, expected, "reference logits", "[K, A, N, C]")
+        if self.reference_membership.shape != (expected[0], self.n_records):
+            raise EvidenceError(
+                f"reference membership has shape {self.reference_membership.shape}, "
+                f"expected [K, N] = {(expected[0], self.n_records)}",
+                "one row for each reference model",
+            )
+        if self.reference_membership.dtype != np.bool_:
+            raise EvidenceError(
+                f"reference membership has dtype {self.reference_membership.dtype}, expected bool",
+                "True means that reference model k was trained on record n",
+            )
+
+    def _check_population(self) -> None:
+        if (self.population_logits is None) != (self.population_labels is None):
+            raise EvidenceError(
+                "population logits and population labels go together, and only one was given", "give both, or neither"
+            )
+        if self.population_logits is None or self.population_labels is None:
+            if self.population_reference_logits is not None:
+                raise EvidenceError("reference logits of a population were given without the population", "give both")
+            return
+        shape, (queries, _, classes) = self.population_logits.shape, self.logits.shape
+        if len(shape) != 3 or (shape[0], shape[2]) != (queries, classes):
+            raise EvidenceError(
+                f"population logits have shape {shape}, expected [A, Z, C] with A = {queries} and C = {classes}",
+                "the target answers the same queries about the population as about the records",
+            )
+        check_answers(self.population_logits, self.population_labels, "population logits")
+        if self.population_reference_logits is not None:
+            if self.reference_logits is None:
+                raise EvidenceError("the population has reference logits and the records have none", "give both")
+            expected = (len(self.reference_logits), *shape)
+            name = "population reference logits"
+            check_reference_logits(self.population_reference_logits, expected, name, "[K, A, Z, C]")
 
     @property
     def n_records(self) -> int:
@@ -193,7 +230,11 @@ def from_logits(logits: NDArray[np.floating], labels: NDArray[np.integer], **mor
     if array.ndim != 3:
         raise EvidenceError(f"logits have shape {array.shape}, expected [N, C]", "one row a record, one column a class")
     queries = more.pop("queries", ("none",) if len(array) == 1 else tuple(f"query{i}" for i in range(len(array))))
-    return Evidence(array, _as_labels(labels), queries=queries, **more)
+    return Evidence(array, as_labels(labels), queries=queries, **more)
+
+
+SUM_TOLERANCE = 0.01
+"""How far the probabilities of a record may be from 1 in sum: room for answers rounded to three digits or float16."""
 
 
 def from_probabilities(probabilities: NDArray[np.floating], labels: NDArray[np.integer], **more: Any) -> Evidence:
@@ -206,54 +247,30 @@ def from_probabilities(probabilities: NDArray[np.floating], labels: NDArray[np.i
     Raises
     ------
     EvidenceError
-        Values outside [0, 1], NaN, or rows that do not sum to 1 within 1e-3 (logits passed as probabilities).
+        Negative values, NaN, infinities, or rows that do not sum to 1 within `SUM_TOLERANCE` (logits, perhaps).
     """
     p = np.asarray(probabilities)
     if p.dtype.kind != "f":
         raise EvidenceError(f"probabilities have dtype {p.dtype}, expected floating point", "did you pass classes?")
-    if np.isnan(p).any():
-        row = int(np.argwhere(np.isnan(p))[0][-2])
-        raise EvidenceError(f"probabilities of record {row} are NaN", "leave broken records out, or mend the model")
-    if p.min() < 0 or p.max() > 1 or np.abs(p.sum(axis=-1) - 1).max() > 1e-3:
+    if p.ndim not in (2, 3):
         raise EvidenceError(
-            f"these are not probabilities: values in [{p.min():.4g}, {p.max():.4g}], "
-            f"row sums in [{p.sum(axis=-1).min():.4g}, {p.sum(axis=-1).max():.4g}]",
+            f"probabilities have shape {p.shape}, expected [N, C]", "one row a record, one column a class"
+        )
+    smallest = max(float(np.finfo(p.dtype).smallest_subnormal), float(np.finfo(np.float64).smallest_subnormal))
+    p = p.astype(np.float64)
+    broken = ~np.isfinite(p).all(axis=-1)
+    if broken.any():
+        row = int(np.argwhere(broken)[0][-1])
+        raise EvidenceError(
+            f"probabilities of record {row} are NaN or infinite", "leave broken records out, or mend the model"
+        )
+    sums = p.sum(axis=-1)
+    bad = (p < 0).any(axis=-1) | (np.abs(sums - 1) > SUM_TOLERANCE)
+    if bad.any():
+        place = tuple(np.argwhere(bad)[0])
+        raise EvidenceError(
+            f"these are not probabilities: the values of record {place[-1]} lie in "
+            f"[{p[place].min():.4g}, {p[place].max():.4g}] and their sum is {sums[place]:.4g}",
             "pass unnormalised outputs as logits instead",
         )
-    smallest = np.finfo(p.dtype).tiny
-    return from_logits(np.log(np.maximum(p, smallest).astype(np.float64)), labels, has_logits=False, **more)
-
-
-def _as_labels(labels: NDArray[np.integer]) -> NDArray[np.int64]:
-    array = np.asarray(labels)
-    if array.dtype.kind == "f" and np.all(array == np.floor(array)):
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise EvidenceError(f"labels have dtype {array.dtype}, expected integers", "labels are classes 0..C-1")
-    return array.astype(np.int64)
-
-
-def _check_answers(logits: NDArray[np.floating], labels: NDArray[np.int64], n: int, name: str) -> None:
-    if logits.dtype.kind != "f":
-        raise EvidenceError(f"{name} have dtype {logits.dtype}, expected floating point", "pass raw model outputs")
-    if logits.shape[-1] < 2:
-        raise EvidenceError(
-            f"{name} have {logits.shape[-1]} column, expected at least two classes",
-            "a model with one output p becomes two columns: 1 - p and p",
-        )
-    if labels.shape != (n,):
-        raise EvidenceError(f"labels have shape {labels.shape}, expected ({n},) as {name} do", "one label a record")
-    if n == 0:
-        raise EvidenceError(f"{name} hold no record", "an audit needs members and non-members")
-    bad = ~np.isfinite(logits).all(axis=(0, 2))
-    if bad.any():
-        raise EvidenceError(
-            f"{name} of {bad.sum():,} of {n:,} records are NaN or infinite (first: record {int(bad.argmax())})",
-            "leave broken records out, or mend the model that answered",
-        )
-    if labels.min() < 0 or labels.max() >= logits.shape[-1]:
-        row = int(((labels < 0) | (labels >= logits.shape[-1])).argmax())
-        raise EvidenceError(
-            f"label {labels[row]} of record {row} is outside 0..{logits.shape[-1] - 1} ({logits.shape[-1]} columns)",
-            "labels are class indices that start at 0",
-        )
+    return from_logits(np.log(np.maximum(p, smallest)), labels, has_logits=False, **more)
