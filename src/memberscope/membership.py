@@ -17,7 +17,7 @@ PROTOCOLS: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """The part that every record of the pool plays.
 
@@ -74,7 +74,7 @@ def draw(
     Raises
     ------
     DataError
-        ``holdout`` on a pool without an official test part.
+        ``holdout`` on a pool without an official test part; a pool so small that no member or no non-member is left.
     ConfigError
         An unknown protocol, or a fraction outside [0, 0.5].
     """
@@ -89,11 +89,11 @@ def draw(
             )
         member = is_train.copy()
         validation = _take_by_class(member, labels, validation_fraction, rng)
-        return Split(member & ~validation, validation, ~validation)
+        return _with_both_groups(Split(member & ~validation, validation, ~validation))
     if protocol == "random-half":
         member = rng.random(len(labels)) < 0.5
         validation = _take_by_class(~member, labels, validation_fraction, rng)
-        return Split(member, validation, ~validation)
+        return _with_both_groups(Split(member, validation, ~validation))
     raise ConfigError(f"unknown protocol {protocol!r}", f"known: {', '.join(PROTOCOLS)}")
 
 
@@ -113,9 +113,9 @@ def given(mask: NDArray[np.generic], n: int, *, source: str = "the membership ma
             f"{source} has shape {values.shape}, expected ({n},): one entry for every record of the pool",
             "order the mask as the pool is: official training part first, then the test part",
         )
-    if values.dtype.kind not in "biu" and not np.all(np.isin(values, (-1.0, 0.0, 1.0))):
-        raise DataError(f"{source} holds {values.dtype} values other than 0 and 1", "save it as bool or 0/1")
-    odd = np.setdiff1d(np.unique(values.astype(np.int64)), (-1, 0, 1))
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{source} has dtype {values.dtype}, expected bool or 0/1", "save it as bool or 0/1")
+    odd = values[~np.isin(values, (-1, 0, 1))]
     if odd.size:
         raise DataError(f"{source} holds the value {odd[0]}", "1 means member, 0 non-member, -1 left out")
     member = values == 1
@@ -124,6 +124,16 @@ def given(mask: NDArray[np.generic], n: int, *, source: str = "the membership ma
         if count == 0:
             raise DataError(f"{source} names no {group}", "an audit compares members with non-members")
     return Split(member, np.zeros(n, bool), audited)
+
+
+def _with_both_groups(split: Split) -> Split:
+    for group, mask in (("member", split.member), ("non-member", split.nonmember)):
+        if not mask.any():
+            raise DataError(
+                f"of {len(mask):,} records the protocol made none a {group}",
+                "an audit compares members with non-members: give more records",
+            )
+    return split
 
 
 def class_mix_difference(labels: NDArray[np.int64], split: Split, n_classes: int) -> float:
