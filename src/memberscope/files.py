@@ -18,6 +18,8 @@ from memberscope.errors import MemberscopeError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it takes the place of `path`, else it is removed.
 
+    The block does nothing but write: an `OSError` in it is told as a failure to write `path`.
+
     Raises
     ------
     MemberscopeError
