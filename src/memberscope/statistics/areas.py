@@ -145,8 +145,8 @@ def _lowest_precision(ratio: float) -> float:
 
 
 def _highest_precision(ratio: float, share: float) -> float:
-    """Average precision if that share of members stands above all non-members and the others below all of them."""
-    return 1 - ratio * float(np.log((1 + ratio) / (share + ratio)))
+    """Average precision if that share of members stands above all non-members and the others, tied, below them."""
+    return share + (1 - share) / (1 + ratio)
 
 
 def _logit_error(value: float, spread: Spread) -> float:
