@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -282,7 +283,45 @@ def test_several_queries_are_named() -> None:
 def test_knowledge_follows_from_what_is_there() -> None:
     least = {Knowledge.LABELS, Knowledge.PROBABILITIES, Knowledge.TRUE_LABELS}
     assert from_logits(LOGITS, LABELS).knowledge == least
-    assert full().knowledge == least | {Knowledge.REFERENCES, Knowledge.POPULATION, Knowledge.WEIGHTS}
+    held = least | {Knowledge.REFERENCES, Knowledge.REFERENCES_IN, Knowledge.POPULATION, Knowledge.WEIGHTS}
+    assert full().knowledge == held
+    assert replace(full(), record_features=np.ones((N, 2))).knowledge == held | {Knowledge.RECORDS}
+    elsewhere = replace(full(), reference_membership=np.zeros((4, N), bool))  # trained on other records only
+    assert elsewhere.knowledge == held - {Knowledge.REFERENCES_IN}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"record_features": np.ones(N)}, "expected (6, F)"),
+        ({"record_features": np.ones((N + 1, 2))}, "expected (6, F)"),
+        ({"record_features": np.ones((N, 2), int)}, "dtype int64"),
+        ({"record_features": np.full((N, 2), np.nan)}, "of 6 records are NaN or infinite (first: record 0)"),
+        ({"population_features": np.ones((5, 2))}, "without features of the records"),
+        (
+            {"record_features": np.ones((N, 3)), "population_features": np.ones((5, 2))},
+            "2 columns and record features 3",
+        ),
+        ({"record_features": np.ones((N, 2)), "population_features": np.ones((4, 2))}, "expected (5, F)"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(EvidenceError) as caught:
+        replace(full(), **changed)
+    assert message in str(caught.value)
+
+
+def test_signals_of_references_follow_the_records() -> None:
+    evidence = full()
+    assert evidence.references is evidence.references  # reduced once
+    rows = np.array([4, 1])
+    taken = replace(evidence, record_features=np.arange(2.0 * N).reshape(N, 2)).take(rows)
+    np.testing.assert_array_equal(taken.record_features, [[8, 9], [2, 3]])
+    np.testing.assert_array_equal(taken.references.moments()[1].mean, evidence.references.moments()[1].mean[:, rows])
+    with pytest.raises(EvidenceError, match="no reference models"):
+        _ = from_logits(LOGITS, LABELS).references
+    with pytest.raises(EvidenceError, match="answers of reference models on a population"):
+        _ = from_logits(LOGITS, LABELS).population_references
 
 
 @pytest.mark.parametrize(

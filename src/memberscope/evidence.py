@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memberscope.errors import EvidenceError
-from memberscope.evidence_checks import as_labels, check_answers, check_reference_logits
+from memberscope.evidence_checks import as_labels, check_answers, check_features, check_reference_logits
+from memberscope.reference_signals import ReferenceSignals
 from memberscope.signals import Signals
 
 
@@ -29,7 +30,9 @@ class Knowledge(enum.Enum):
     TRUE_LABELS = "the true class of each record"
     SOME_MEMBERSHIP = "the membership of some records, from which the attack learns"
     POPULATION = "records known to be non-members, apart from those under audit"
+    RECORDS = "the records themselves, as vectors of features"
     REFERENCES = "reference models trained on known random halves of the pool"
+    REFERENCES_IN = "reference models trained on some of the records under audit"
     WEIGHTS = "the weights of the model"
     ROUNDS = "the models or updates of the rounds of a federation"
 
@@ -44,9 +47,9 @@ class Adversary:
 
 
 _K = Knowledge
-_LABELS_ONLY = frozenset({_K.LABELS, _K.TRUE_LABELS})
+_LABELS_ONLY = frozenset({_K.LABELS, _K.TRUE_LABELS, _K.RECORDS})
 _STRANGER = _LABELS_ONLY | {_K.PROBABILITIES, _K.POPULATION}
-_INSIDER = _STRANGER | {_K.REFERENCES}
+_INSIDER = _STRANGER | {_K.REFERENCES, _K.REFERENCES_IN}
 
 ADVERSARIES: tuple[Adversary, ...] = (
     Adversary("stranger, labels only", "the predicted class of a record", _LABELS_ONLY),
@@ -88,6 +91,9 @@ class Evidence:
         float [A, Z, C] and int64 [Z], or None: the target's answers on known non-members that are not under audit.
     population_reference_logits
         float [K, A, Z, C] or None: the reference models' answers on the population (OUT for all of them).
+    record_features, population_features
+        float [N, F] and [Z, F], or None: the records themselves as vectors (pixels, or what any public model makes of
+        them), the same for both. Never features of the target: those are its answers.
     white_box
         Features that need the weights, computed on demand: a function of their name that returns float64 [N], or None.
     has_logits
@@ -102,6 +108,8 @@ class Evidence:
     population_logits: NDArray[np.floating] | None = field(default=None, repr=False)
     population_labels: NDArray[np.int64] | None = field(default=None, repr=False)
     population_reference_logits: NDArray[np.floating] | None = field(default=None, repr=False)
+    record_features: NDArray[np.floating] | None = field(default=None, repr=False)
+    population_features: NDArray[np.floating] | None = field(default=None, repr=False)
     white_box: Callable[[str], NDArray[np.float64]] | None = field(default=None, repr=False)
     has_logits: bool = True
 
@@ -115,6 +123,7 @@ class Evidence:
             )
         self._check_references()
         self._check_population()
+        self._check_features()
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, np.ndarray):
@@ -167,6 +176,24 @@ class Evidence:
             name = "population reference logits"
             check_reference_logits(self.population_reference_logits, expected, name, "[K, A, Z, C]")
 
+    def _check_features(self) -> None:
+        if self.record_features is not None:
+            check_features(self.record_features, self.n_records, "record features")
+        if self.population_features is None:
+            return
+        if self.population_logits is None or self.record_features is None:
+            raise EvidenceError(
+                "features of a population were given without its logits or without features of the records",
+                "give population_logits, population_labels and record_features too",
+            )
+        check_features(self.population_features, self.population_logits.shape[1], "population features")
+        if self.population_features.shape[1] != self.record_features.shape[1]:
+            raise EvidenceError(
+                f"population features have {self.population_features.shape[1]} columns and record features "
+                f"{self.record_features.shape[1]}",
+                "compute both in the same way",
+            )
+
     @property
     def n_records(self) -> int:
         """N."""
@@ -181,8 +208,12 @@ class Evidence:
     def knowledge(self) -> frozenset[Knowledge]:
         """What can be known from this evidence; `SOME_MEMBERSHIP` is handed out by whoever runs the attack."""
         known = {Knowledge.LABELS, Knowledge.PROBABILITIES, Knowledge.TRUE_LABELS}
-        if self.reference_logits is not None:
+        if self.reference_membership is not None:
             known.add(Knowledge.REFERENCES)
+            if self.reference_membership.any():
+                known.add(Knowledge.REFERENCES_IN)
+        if self.record_features is not None:
+            known.add(Knowledge.RECORDS)
         if self.population_logits is not None:
             known.add(Knowledge.POPULATION)
         if self.white_box is not None:
@@ -199,17 +230,36 @@ class Evidence:
         """Signals of every query, float64 [A, N] each."""
         return Signals(self.logits, self.labels)
 
+    @cached_property
+    def references(self) -> ReferenceSignals:
+        """Signals of the reference models on the records, reduced from their logits once for all attacks."""
+        if self.reference_logits is None or self.reference_membership is None:
+            raise EvidenceError("this evidence holds no reference models", "give reference_logits and membership")
+        return ReferenceSignals.from_logits(self.reference_logits, self.labels, self.reference_membership)
+
+    @cached_property
+    def population_references(self) -> ReferenceSignals:
+        """Signals of the reference models on the population, OUT for all of them."""
+        if self.population_reference_logits is None or self.population_labels is None:
+            raise EvidenceError(
+                "this evidence holds no answers of reference models on a population", "give population_reference_logits"
+            )
+        out = np.zeros((len(self.population_reference_logits), len(self.population_labels)), bool)
+        return ReferenceSignals.from_logits(self.population_reference_logits, self.population_labels, out)
+
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Evidence:
         """The evidence about some of the records only, in the order of `rows` (indices, or a mask)."""
         white_box = self.white_box
         references = self.reference_logits
         membership = self.reference_membership
+        features = self.record_features
         return replace(
             self,
             logits=self.logits[:, rows],
             labels=self.labels[rows],
             reference_logits=None if references is None else references[:, :, rows],
             reference_membership=None if membership is None else membership[:, rows],
+            record_features=None if features is None else features[rows],
             white_box=None if white_box is None else lambda name: white_box(name)[rows],
         )
 

@@ -70,6 +70,20 @@ def check_reference_logits(logits: NDArray[np.floating], expected: tuple[int, ..
             raise EvidenceError(f"{name} of model {model} are NaN or infinite", "train or query that model again")
 
 
+def check_features(features: NDArray[np.floating], n: int, name: str) -> None:
+    """Raise an `EvidenceError` unless these are n finite vectors."""
+    if features.ndim != 2 or len(features) != n or features.shape[1] == 0:
+        raise EvidenceError(f"{name} have shape {features.shape}, expected ({n}, F)", "flatten each record to a vector")
+    if features.dtype.kind != "f":
+        raise EvidenceError(f"{name} have dtype {features.dtype}, expected floating point", "scale pixels to [0, 1]")
+    bad = ~_usable(features).all(axis=1)
+    if bad.any():
+        raise EvidenceError(
+            f"{name} of {bad.sum():,} records are NaN or infinite (first: record {int(bad.argmax())})",
+            "leave broken records out",
+        )
+
+
 def _usable(logits: NDArray[np.floating]) -> NDArray[np.bool_]:
     limit = min(LARGEST, float(np.finfo(logits.dtype).max))
     return np.asarray(np.abs(logits) <= limit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -101,7 +101,9 @@ HOW_TO_GET: dict[Knowledge, str] = {
     Knowledge.TRUE_LABELS: "Give the labels.",
     Knowledge.SOME_MEMBERSHIP: "Give the member column.",
     Knowledge.POPULATION: "Set records of the same kind aside as a population (--population).",
+    Knowledge.RECORDS: "Give record_features (and population_features).",
     Knowledge.REFERENCES: "Train reference models with --shadows K, or give reference_logits and reference_membership.",
+    Knowledge.REFERENCES_IN: "Train reference models on random halves of the records under audit (--shadows K).",
     Knowledge.WEIGHTS: "Audit the model itself (`memberscope audit`): answers alone do not hold the weights.",
     Knowledge.ROUNDS: "Record the rounds of a federation.",
 }
@@ -152,6 +154,8 @@ def score_records(
     n = evidence.n_records
     if not issubclass(attack, InformedAttack):
         return _checked(attack.name, attack(rng=rng).score(evidence), n)
+    if Knowledge.REFERENCES not in attack.needs:  # what it does not use is not copied fold by fold
+        evidence = replace(evidence, reference_logits=None, reference_membership=None, population_reference_logits=None)
     scores = np.full(n, np.nan)
     fold_of = stratified_folds(member, folds, rng, groups=groups)
     for fold in range(folds):
