@@ -1,0 +1,201 @@
+"""Figures in words: natural frequencies, three significant digits, counts beside percentages.
+
+Everything here is plain text without markup. A figure that is not there (None, NaN) reads "not available", never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+NBSP = "\N{NO-BREAK SPACE}"
+MISSING = "not available"
+DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+Estimate = Mapping[str, Any]
+"""A figure with its interval: value, low, high, method, and k, n, note where they apply (`results.json`)."""
+
+
+def known(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def significant(value: Any, digits: int = 3) -> str:
+    """Write a number with `digits` significant digits; thousands are grouped, nothing below 1 is rounded up to 1.
+
+    >>> significant(0.73214), significant(12345.6), significant(0.99964), significant(0)
+    ('0.732', '12,300', '0.9996', '0')
+    """
+    if not known(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    size = abs(value)
+    exponent = math.floor(math.log10(size))
+    if exponent < -4:
+        mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+        return f"{mantissa}{NBSP}×{NBSP}10{_superscript(int(power))}"
+    decimals = digits - 1 - exponent
+    while size < 1 and round(size, decimals) == 1 and decimals < digits + 4:
+        decimals += 1
+    return f"{round(value, decimals):,.{max(decimals, 0)}f}"
+
+
+def percent(value: Any, digits: int = 3) -> str:
+    """Write a proportion as a percentage; what is not quite 100 % is not rounded up to it.
+
+    >>> percent(0.0112).replace(NBSP, " "), percent(1).replace(NBSP, " "), percent(0.9999).replace(NBSP, " ")
+    ('1.12 %', '100 %', '99.99 %')
+    """
+    if not known(value):
+        return MISSING
+    shown, size = 100 * value, abs(100 * value)
+    decimals = max(digits - 1 - math.floor(math.log10(size)), 0) if size >= 1e-4 else 0
+    while size < 100 and round(size, decimals) == 100 and decimals < digits + 4:
+        decimals += 1
+    text = f"{shown:.{decimals}f}" if size >= 1e-4 else significant(shown, digits)
+    return f"{text}{NBSP}%"
+
+
+def level(confidence: Any) -> str:
+    """A confidence level: as a percentage without needless zeros.
+
+    >>> level(0.95).replace(NBSP, " "), level(0.9929).replace(NBSP, " ")
+    ('95 %', '99.3 %')
+    """
+    return f"{100 * confidence:.3g}{NBSP}%" if known(confidence) else MISSING
+
+
+def rate(fpr: Any) -> str:
+    """A round false-positive rate, such as 0.1 %, without needless zeros."""
+    return f"{100 * fpr:.6g}{NBSP}%" if known(fpr) else MISSING
+
+
+def count(number: Any) -> str:
+    """A whole number with grouped thousands."""
+    return f"{round(number):,}" if known(number) else MISSING
+
+
+def of(k: Any, n: Any) -> str:
+    """Write counts as ``k/n``, or nothing where they are not known."""
+    return f"{count(k)}/{count(n)}" if known(k) and known(n) else ""
+
+
+def counted_percent(k: Any, n: Any) -> str:
+    """A percentage with its counts beside it: ``1.12 % (280/25,000)``."""
+    if not known(k) or not known(n):
+        return MISSING
+    return f"{percent(k / n)} ({of(k, n)})" if n else f"{MISSING} ({of(k, n)})"
+
+
+def interval(estimate: Estimate | None, *, as_percent: bool = False, joint: str = " to ") -> str:
+    """The ends of an interval, ``0.727 to 0.738``; "no interval" where there is none."""
+    if estimate is None or not (known(estimate.get("low")) and known(estimate.get("high"))):
+        return "no interval"
+    write = percent if as_percent else significant
+    low, high = write(estimate["low"]), write(estimate["high"])
+    if as_percent:
+        low = low.removesuffix(f"{NBSP}%")
+    return f"{low}{joint}{high}"
+
+
+def estimate_text(estimate: Estimate | None, *, as_percent: bool = False) -> str:
+    """A figure with interval and counts on one line: ``1.12 % (0.92 to 1.34 %; 280/25,000)``."""
+    if estimate is None or not known(estimate.get("value")):
+        return MISSING
+    value = percent(estimate["value"]) if as_percent else significant(estimate["value"])
+    counts = of(estimate.get("k"), estimate.get("n"))
+    return f"{value} ({interval(estimate, as_percent=as_percent)}{'; ' + counts if counts else ''})"
+
+
+def too_small(needs: Any, who: str = "non-members") -> str:
+    """What is printed where the sample cannot support a figure."""
+    return f"n too small (needs ≥{NBSP}{count(needs)} {who})" if known(needs) else "n too small"
+
+
+def denominator(fpr: float) -> int:
+    """Of how many records a natural frequency speaks: 10,000, or as many as hold ten false positives.
+
+    >>> denominator(0.1), denominator(0.001), denominator(1e-5)
+    (10000, 10000, 1000000)
+    """
+    return max(10_000, round(10 / fpr)) if fpr > 0 else 10_000
+
+
+def frequency(value: Any, out_of: int) -> str:
+    """How many of `out_of`, as a whole number.
+
+    >>> frequency(0.0112, 10_000), frequency(0.00003, 10_000), frequency(0.0, 10_000)
+    ('112', 'fewer than 1', '0')
+    """
+    if not known(value):
+        return MISSING
+    shown = round(value * out_of)
+    return "fewer than 1" if shown == 0 and value > 0 else f"{shown:,}"
+
+
+def frequency_interval(estimate: Estimate | None, out_of: int) -> str:
+    """The interval of a rate as whole numbers of `out_of`: ``92 to 134``."""
+    if estimate is None or not (known(estimate.get("low")) and known(estimate.get("high"))):
+        return "no interval"
+    return f"{round(estimate['low'] * out_of):,} to {round(estimate['high'] * out_of):,}"
+
+
+def duration(seconds: Any) -> str:
+    """Seconds as a reader would say them.
+
+    >>> [duration(s).replace(NBSP, " ") for s in (0.034, 8.26, 75, 7322)]
+    ['34 ms', '8.26 s', '1 min 15 s', '2 h 2 min']
+    """
+    if not known(seconds):
+        return MISSING
+    if seconds < 1:
+        return f"{1000 * seconds:.0f}{NBSP}ms"
+    if seconds < 59.95:
+        return f"{significant(seconds)}{NBSP}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    whole = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return whole.replace(" ", NBSP)
+
+
+def size(number: Any) -> str:
+    """Bytes, in the unit that leaves a readable number."""
+    if not known(number):
+        return MISSING
+    for unit, scale in (("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{significant(number / scale)}{NBSP}{unit}"
+    return f"{count(number)}{NBSP}bytes"
+
+
+def p_value(p: Any) -> str:
+    """A p-value: ``p = 0.0312``, ``p < 0.001``."""
+    if not known(p):
+        return f"p {MISSING}"
+    return "p < 0.001" if p < 0.001 else f"p = {significant(p)}"
+
+
+def shorten(text: str, length: int) -> str:
+    """Cut a long name in the middle, where names differ least, and mark the cut."""
+    if len(text) <= length:
+        return text
+    tail = (length - 1) // 3
+    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def plural(number: Any, one: str, many: str | None = None) -> str:
+    """``1 class``, ``10 classes``."""
+    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def listing(items: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(items) if len(items) < 3 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _superscript(number: int) -> str:
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
