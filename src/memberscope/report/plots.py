@@ -1,0 +1,366 @@
+"""The PNG figures of a run folder: for slides, papers and whoever does not open the HTML report.
+
+Every function writes one file, whole or not at all; the same input gives the same bytes. Colours are those that
+colour-blind readers can tell apart, and lines differ in their dashes as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memberscope.report.bands import roc_band
+from memberscope.report.canvas import (
+    COLOURS,
+    DASHES,
+    GREY,
+    MEMBER,
+    NONMEMBER,
+    TEST,
+    caption,
+    drawing,
+    groups,
+    legend_outside,
+    say,
+)
+from memberscope.report.wording import count, known, level, percent, shorten, significant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Evaluation = Mapping[str, Any]
+"""`Evaluation.to_dict()`."""
+
+FPR_LABEL = "False-positive rate (non-members called members)"
+TPR_LABEL = "True-positive rate (members found)"
+WIDE = (7.2, 5.2)
+HISTOGRAM_BINS = 30
+MOST_BANDS = 3
+
+
+def roc_curve(path: Path, evaluations: Sequence[Evaluation], *, headline: str | None = None) -> None:
+    """ROC of every attack on linear axes, with the AUC and its interval in the legend.
+
+    Parameters
+    ----------
+    path
+        The PNG to write.
+    evaluations
+        `Evaluation.to_dict()` of every attack that ran; may be empty, the figure then says so.
+    headline
+        Name of the attack to draw thick; the one with the highest AUC where None.
+    """
+    with drawing(path, WIDE, "ROC: members found against non-members accused") as axes:
+        if not evaluations:
+            say(axes, "no attack ran")
+            return
+        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="guessing: AUC 0.5")
+        for evaluation, style in _lines(evaluations, headline):
+            axes.plot(evaluation["roc"]["fpr"], evaluation["roc"]["tpr"], **style)
+        axes.set(xlim=(0, 1), ylim=(0, 1.005), aspect="equal", xlabel=FPR_LABEL, ylabel=TPR_LABEL)
+        legend_outside(axes)
+        _caption(axes, evaluations, "The further a line bends to the upper left, the more the attack knows.")
+
+
+def roc_curve_loglog(path: Path, evaluations: Sequence[Evaluation], *, headline: str | None = None) -> None:
+    """ROC of every attack on logarithmic axes, where the confident accusations are; the headline with its band.
+
+    Parameters
+    ----------
+    path, evaluations, headline
+        As for `roc_curve`.
+    """
+    with drawing(path, WIDE, "ROC at low error (logarithmic axes)") as axes:
+        _loglog(axes, evaluations, headline, bands=1)
+
+
+def overlaid_roc(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Log-log ROC of several runs, named and ordered as given, with a band each where they are few enough to see.
+
+    Parameters
+    ----------
+    path
+        The PNG to write.
+    evaluations
+        `Evaluation.to_dict()` of one attack a run, `name` being that of the run.
+    """
+    with drawing(path, (8.6, 5.2), "ROC of the runs at low error (logarithmic axes)") as axes:
+        _loglog(axes, evaluations, None, bands=len(evaluations) if len(evaluations) <= MOST_BANDS else 0, ranked=False)
+
+
+def pr_curve(path: Path, evaluations: Sequence[Evaluation], *, headline: str | None = None) -> None:
+    """Precision against recall of every attack, with the average precision in the legend.
+
+    Parameters
+    ----------
+    path, evaluations, headline
+        As for `roc_curve`.
+    """
+    with drawing(path, WIDE, "Precision against recall: how often an accusation is right") as axes:
+        if not evaluations:
+            say(axes, "no attack ran")
+            return
+        first = evaluations[0]
+        share = first["n_members"] / (first["n_members"] + first["n_nonmembers"])
+        axes.axhline(share, color=GREY, lw=1, ls=":", label=f"guessing: {percent(share)} are members")
+        for evaluation, style in _lines(evaluations, headline, figure="average_precision", short="AP"):
+            # Up to each recall stands the precision of the threshold that attains it, as the AP counts it.
+            axes.step(evaluation["pr"]["recall"], evaluation["pr"]["precision"], where="pre", **style)
+        axes.set(xlim=(0, 1), ylim=(0, 1.005))
+        axes.set(xlabel="Recall (members found)", ylabel="Precision (accused who are members)")
+        legend_outside(axes)
+        _caption(axes, evaluations, "Precision falls with the share of members; here it is that of these records.")
+
+
+def confusion_matrix(path: Path, evaluation: Evaluation | None) -> None:
+    """Counts and row percentages of one attack, each half judged by the threshold chosen on the other half.
+
+    Parameters
+    ----------
+    path
+        The PNG to write.
+    evaluation
+        `Evaluation.to_dict()` of the headline attack, or None where none ran.
+    """
+    title = "Confusion matrix" + (f": {shorten(evaluation['name'], 32)}" if evaluation else "")
+    with drawing(path, (5.4, 4.4), title) as axes:
+        if evaluation is None or not evaluation.get("confusion_matrix"):
+            say(axes, "no attack ran" if evaluation is None else "too few records to choose a threshold on others")
+            return
+        (tn, fp), (fn, tp) = evaluation["confusion_matrix"]
+        counts = np.asarray([[tp, fn], [fp, tn]], np.float64)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
+        for (i, j), share in np.ndenumerate(shares):
+            text = f"{count(counts[i, j])}\n{percent(share)} of the row"
+            axes.text(j, i, text, ha="center", va="center", color="white" if share > 0.6 else "black")
+        axes.set_xticks([0, 1], ["called member", "called non-member"])
+        axes.set_yticks([0, 1], ["member", "non-member"], rotation=90, va="center")
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        caption(
+            axes,
+            f"{groups(evaluation['n_members'], evaluation['n_nonmembers'])}. Rows: the truth.",
+            "Each half was judged by the threshold (Youden's J) chosen on the other half.",
+        )
+
+
+def accuracy_curve(path: Path, history: Sequence[Mapping[str, Any]], *, test: float | None = None) -> None:
+    """Accuracy on members and on validation records by epoch; the final test accuracy is a mark at the right.
+
+    Parameters
+    ----------
+    path
+        The PNG to write.
+    history
+        One mapping an epoch: epoch, train_acc, val_acc (None where it was not measured). Empty where the model came
+        without its history; the figure then says so.
+    test
+        Final accuracy on the test records, or None.
+    """
+    with drawing(path, (6.4, 4.2), "Accuracy by epoch") as axes:
+        _learning_curve(axes, history, ("train_acc", "val_acc"), test)
+        axes.set(ylabel="Accuracy", ylim=(0, 1.02))
+
+
+def loss_curve(path: Path, history: Sequence[Mapping[str, Any]], *, test: float | None = None) -> None:
+    """Loss on members and on validation records by epoch; as `accuracy_curve`, with train_loss and val_loss.
+
+    Parameters
+    ----------
+    path, history
+        As for `accuracy_curve`.
+    test
+        Final loss on the test records, or None.
+    """
+    with drawing(path, (6.4, 4.2), "Loss by epoch") as axes:
+        _learning_curve(axes, history, ("train_loss", "val_loss"), test)
+        axes.set(ylabel="Cross-entropy (nats)", ylim=(0, None))
+
+
+def class_roc_curve(
+    path: Path, label: int, name: str, scores: NDArray[np.float64], member: NDArray[np.bool_], *, attack: str = ""
+) -> None:
+    """ROC of one attack among the records of one class.
+
+    Parameters
+    ----------
+    path
+        The PNG to write.
+    label, name
+        The class.
+    scores
+        float64 [n], the attack's scores of the records of this class.
+    member
+        bool [n].
+    attack
+        Name of the attack; empty where none ran, the figure then says so.
+    """
+    from memberscope.statistics.curves import auc, rank
+    from memberscope.statistics.curves import roc_curve as points
+
+    n_members, n_nonmembers = int(member.sum()), int((~member).sum())
+    missing = "no attack ran" if not attack else _missing_group(n_members, n_nonmembers)
+    with drawing(path, (4.6, 4.5), _class_title("ROC", label, name)) as axes:
+        caption(axes, groups(n_members, n_nonmembers), shorten(attack, 60))
+        if missing:
+            say(axes, f"no ROC: {missing}")
+            return
+        ranking = rank(scores, member)
+        curve = points(ranking)
+        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
+        axes.plot(curve.fpr, curve.tpr, color=MEMBER, lw=2)
+        axes.text(0.97, 0.05, f"AUC {significant(auc(ranking))}", ha="right", fontsize=11, color=MEMBER)
+        axes.set(xlim=(0, 1), ylim=(0, 1.005), aspect="equal")
+        axes.set(xlabel="False-positive rate", ylabel="True-positive rate")
+
+
+def class_confidence_histogram(
+    path: Path, label: int, name: str, confidence: NDArray[np.floating], member: NDArray[np.bool_]
+) -> None:
+    """How confident the model is on members and on non-members of one class.
+
+    Parameters
+    ----------
+    path
+        The PNG to write.
+    label, name
+        The class.
+    confidence
+        float [n], the largest probability that the model answers for each record of this class, in 0..1.
+    member
+        bool [n].
+    """
+    values = np.asarray(confidence, np.float64)
+    edges = np.linspace(min(0.5, float(values.min(initial=0.5))), 1, HISTOGRAM_BINS + 1)
+    missing = _missing_group(int(member.sum()), int((~member).sum()))
+    with drawing(path, (4.6, 4.1), _class_title("Confidence", label, name)) as axes:
+        caption(
+            axes,
+            f"{missing}: nothing to compare" if missing else "Where the two differ, confidence gives away members.",
+        )
+        if not len(values):
+            say(axes, "no records of this class")
+            return
+        for group, colour, dash, text in (
+            (values[member], MEMBER, "-", "members"),
+            (values[~member], NONMEMBER, (0, (4, 1.5)), "non-members"),
+        ):
+            if len(group):
+                shares = 100 * np.histogram(group, edges)[0] / len(group)
+                axes.stairs(shares, edges, color=colour, fill=True, alpha=0.2)
+                axes.stairs(shares, edges, color=colour, ls=dash, lw=1.5, label=f"{text} (n = {count(len(group))})")
+        axes.set(xlim=(edges[0], 1), ylim=(0, None))
+        axes.set(xlabel="Largest probability in the model's answer", ylabel="Share of the group (%)")
+        axes.legend(loc="upper left")
+
+
+def _loglog(
+    axes: Axes, evaluations: Sequence[Evaluation], headline: str | None, *, bands: int, ranked: bool = True
+) -> None:
+    if not evaluations:
+        say(axes, "no attack ran")
+        return
+    n_nonmembers = max(e["n_nonmembers"] for e in evaluations)
+    largest = max([n_nonmembers, *(e["n_members"] for e in evaluations), 10])
+    low = 10.0 ** math.floor(math.log10(1 / largest) + 1e-9)
+    axes.axvspan(low, 1 / n_nonmembers, color="#e8e8e8", lw=0, zorder=0)
+    axes.plot([low, 1], [low, 1], color=GREY, lw=1, ls=":", label="guessing")
+    for i, (evaluation, style) in enumerate(_lines(evaluations, headline, ranked=ranked)):
+        fpr, tpr = _from_zero(evaluation["roc"], low)
+        axes.step(fpr, tpr, where="post", **style)
+        band = roc_band(evaluation) if i < bands else None
+        if band is not None:
+            axes.fill_between(*band, color=style["color"], alpha=0.18, lw=0)
+    axes.set(xscale="log", yscale="log", xlim=(low, 1), ylim=(low, 1.1), aspect="equal")
+    axes.set(xlabel=FPR_LABEL, ylabel=TPR_LABEL)
+    legend_outside(axes)
+    shaded = "" if not bands else " Shaded: interval of the thick line." if ranked else " Shaded: intervals."
+    _caption(axes, evaluations, f"Grey: below one false positive the sample says nothing.{shaded}")
+
+
+def _lines(
+    evaluations: Sequence[Evaluation],
+    headline: str | None,
+    *,
+    figure: str = "auc",
+    short: str = "AUC",
+    ranked: bool = True,
+) -> Iterator[tuple[Evaluation, dict[str, Any]]]:
+    """Each evaluation with its style and legend; `ranked`: from the headline down by AUC, as in the HTML report."""
+    ordered = list(evaluations)
+    if ranked:
+        ordered.sort(key=lambda e: -(e["auc"]["value"] if known(e["auc"]["value"]) else -1))
+        ordered.sort(key=lambda e: e["name"] != headline)
+    for i, evaluation in enumerate(ordered):
+        estimate = evaluation[figure]
+        bounds = (estimate.get("low"), estimate.get("high"))
+        ends = f" [{significant(bounds[0])}, {significant(bounds[1])}]" if all(map(known, bounds)) else ""
+        name = shorten(evaluation["name"], 28 if ranked else 44)
+        yield (
+            evaluation,
+            {
+                "color": COLOURS[i % len(COLOURS)],
+                "ls": DASHES[(i % len(COLOURS) + i // len(COLOURS)) % len(DASHES)],
+                "lw": (1.3 if i else 2.6) if ranked else 1.8,
+                "zorder": 3 if i else 4,
+                "label": f"{name}\n{short} {significant(estimate.get('value'))}{ends}",
+            },
+        )
+
+
+def _learning_curve(
+    axes: Axes, history: Sequence[Mapping[str, Any]], keys: tuple[str, str], test: float | None
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    final = f"test, final model: {significant(test)}" if known(test) else ""
+    last = None
+    for key, colour, dash, text in (
+        (keys[0], MEMBER, "-", "training (members)"),
+        (keys[1], NONMEMBER, (0, (6, 2)), "validation"),
+    ):
+        points = [(row["epoch"], row[key]) for row in history if known(row.get(key))]
+        if points:
+            x, y = zip(*points, strict=True)
+            last = x[-1]
+            axes.plot(x, y, color=colour, ls=dash, marker="o" if len(x) == 1 else None, label=text)
+    if last is None:
+        say(axes, f"no training history is known for this model\n{final}".rstrip())
+        return
+    if test is not None and final:
+        axes.plot([last], [test], color=TEST, marker="D", ls="none", ms=7, label=final, clip_on=False, zorder=5)
+    axes.set(xlabel="Epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.legend(loc="best")
+    caption(axes, "The distance between the two lines at the end is the generalisation gap.")
+
+
+def _caption(axes: Axes, evaluations: Sequence[Evaluation], reading: str) -> None:
+    sizes = {(e["n_members"], e["n_nonmembers"]) for e in evaluations}
+    told = groups(*sizes.pop()) if len(sizes) == 1 else "numbers of records differ"
+    caption(axes, f"{told}; {level(evaluations[0]['confidence'])} intervals.", reading)
+
+
+def _class_title(what: str, label: int, name: str) -> str:
+    return f"{what}, class {label}" + (f" ({shorten(name, 24)})" if name and name != str(label) else "")
+
+
+def _missing_group(n_members: int, n_nonmembers: int) -> str:
+    if not n_members and not n_nonmembers:
+        return "no records of this class"
+    if not n_members:
+        return "no members in this class"
+    return "" if n_nonmembers else "no non-members in this class"
+
+
+def _from_zero(roc: Mapping[str, Sequence[float]], low: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ROC from where it leaves TPR 0, with FPR 0 at the left end of the logarithmic axis."""
+    fpr, tpr = np.asarray(roc["fpr"], np.float64), np.asarray(roc["tpr"], np.float64)
+    seen = tpr > 0
+    return np.maximum(fpr[seen], low), tpr[seen]
