@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from memberscope import data_official
 from memberscope.data_loader import DATASETS, Dataset, DatasetEntry, available, load
-from memberscope.data_pool import check_records
-from memberscope.data_sources import OFFICIAL, FileSet, OfficialFile
 from memberscope.errors import DataError
+from memberscope.records import official as official_module
+from memberscope.records.pool import check_records
+from memberscope.records.sources import OFFICIAL, FileSet, OfficialFile
 
 RNG = np.random.default_rng(9)
 
@@ -179,8 +179,8 @@ def refuse_to_read(path):
 
 def test_the_second_load_decodes_and_hashes_nothing(svhn_official, monkeypatch):
     first = load("svhn", svhn_official)
-    monkeypatch.setattr(data_official, "read_svhn", refuse_to_read)
-    monkeypatch.setattr(data_official, "verify", refuse_to_read)
+    monkeypatch.setattr(official_module, "read_svhn", refuse_to_read)
+    monkeypatch.setattr(official_module, "verify", refuse_to_read)
     second = load("svhn", svhn_official)
     np.testing.assert_array_equal(second.x, first.x)
     assert (repr(second), second.source, second.fingerprint) == (repr(first), first.source, first.fingerprint)
@@ -199,7 +199,7 @@ def test_a_broken_cache_is_built_anew(svhn_official, monkeypatch):
     cache = svhn_official / ".memberscope-cache" / "svhn.safetensors"
     cache.write_bytes(cache.read_bytes()[:-100])
     np.testing.assert_array_equal(load("svhn", svhn_official).x, first.x)
-    monkeypatch.setattr(data_official, "read_svhn", refuse_to_read)
+    monkeypatch.setattr(official_module, "read_svhn", refuse_to_read)
     np.testing.assert_array_equal(load("svhn", svhn_official).x, first.x)
 
 

@@ -103,7 +103,7 @@ def _figures(record: Mapping[str, Any], seconds_left: float) -> str:
     text = f"loss {record['train_loss']:.3f}, accuracy {record['train_acc']:.3f}"
     if record.get("val_acc") is not None:
         text += f", validation {record['val_acc']:.3f}"
-    return f"{text}, {duration(seconds_left)} left"
+    return f"{text}, {duration(max(1, round(seconds_left)))} left" if seconds_left else text
 
 
 def run_audit(settings: Mapping[str, Any] | AuditConfig, *, as_json: bool = False, quiet: bool = False) -> int:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from memberscope import data_sources
-from memberscope.data_files import Request, data_folder
-from memberscope.data_images import LAYOUT, read_image_folder, unread_folders
-from memberscope.data_npz import KEYS, read_npz
-from memberscope.data_official import load_official, read_cifar10, read_cifar100, read_idx_files, read_svhn_files
-from memberscope.data_pool import Dataset, check_records
 from memberscope.errors import DataError
+from memberscope.records import sources
+from memberscope.records.files import Request, data_folder
+from memberscope.records.images import LAYOUT, read_image_folder, unread_folders
+from memberscope.records.npz import KEYS, read_npz
+from memberscope.records.official import load_official, read_cifar10, read_cifar100, read_idx_files, read_svhn_files
+from memberscope.records.pool import Dataset, check_records
 
 __all__ = ["DATASETS", "Dataset", "DatasetEntry", "Request", "available", "check_records", "load"]
 
@@ -128,27 +128,27 @@ def available() -> dict[str, DatasetEntry]:
 
 def cifar10(request: Request) -> Dataset:
     """CIFAR-10 (Krizhevsky 2009)."""
-    return load_official("cifar10", data_sources.CIFAR10_CLASSES, read_cifar10, request)
+    return load_official("cifar10", sources.CIFAR10_CLASSES, read_cifar10, request)
 
 
 def cifar100(request: Request) -> Dataset:
     """CIFAR-100 (Krizhevsky 2009) with its fine labels."""
-    return load_official("cifar100", data_sources.CIFAR100_CLASSES, read_cifar100, request)
+    return load_official("cifar100", sources.CIFAR100_CLASSES, read_cifar100, request)
 
 
 def svhn(request: Request) -> Dataset:
     """SVHN, cropped digits (Netzer et al. 2011); the label 10 of the files is the digit 0."""
-    return load_official("svhn", data_sources.DIGITS, read_svhn_files, request)
+    return load_official("svhn", sources.DIGITS, read_svhn_files, request)
 
 
 def mnist(request: Request) -> Dataset:
     """MNIST, handwritten digits (LeCun et al. 1998)."""
-    return load_official("mnist", data_sources.DIGITS, read_idx_files, request)
+    return load_official("mnist", sources.DIGITS, read_idx_files, request)
 
 
 def fashion_mnist(request: Request) -> Dataset:
     """Fashion-MNIST, pictures of clothes (Xiao et al. 2017)."""
-    return load_official("fashion-mnist", data_sources.FASHION_CLASSES, read_idx_files, request)
+    return load_official("fashion-mnist", sources.FASHION_CLASSES, read_idx_files, request)
 
 
 def digits(request: Request) -> Dataset:
@@ -173,7 +173,7 @@ def digits(request: Request) -> Dataset:
     order = np.argsort(~is_train, kind="stable")
     x = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     source = "the handwritten digits that come with scikit-learn, in a fixed stratified split into halves"
-    return Dataset("digits", x[order], y[order], data_sources.DIGITS, is_train[order], source, verified=True)
+    return Dataset("digits", x[order], y[order], sources.DIGITS, is_train[order], source, verified=True)
 
 
 def npz(request: Request) -> Dataset:
@@ -220,7 +220,7 @@ def _safe(kind: str, stem: str) -> str:
 
 
 def _download_bytes(name: str) -> int:
-    group = next(group for group in data_sources.OFFICIAL[name] if all(file.urls for file in group.files))
+    group = next(group for group in sources.OFFICIAL[name] if all(file.urls for file in group.files))
     return sum(file.size for file in group.files)
 
 

@@ -45,7 +45,13 @@ def assemble(
 ) -> dict[str, Any]:
     """The document of one audit; NaN becomes null, so that it is valid JSON."""
     fpr = lowest_supported_fpr(int((~member).sum()))
-    rows = ladder(results, member, confidence=confidence, rng=seeds.generator(seed, "evaluation", "ladder"))
+    rows = ladder(
+        results,
+        member,
+        confidence=confidence,
+        rng=seeds.generator(seed, "evaluation", "ladder"),
+        no_rounds="only answers were given" if target is None else "the model was trained in one place",
+    )
     best = strongest(results, fpr)
     rule = (
         f"the attack with the highest true-positive rate at {fpr:.4g} false positives, the lowest rate that "

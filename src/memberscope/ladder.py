@@ -42,11 +42,13 @@ def ladder(
     *,
     confidence: float,
     rng: np.random.Generator,
+    no_rounds: str,
 ) -> list[dict[str, Any]]:
     """Rows of the exposure ladder, weakest adversary first.
 
     An adversary may use every attack whose needs its knowledge covers. Picking the best of A attacks on the records
     that it is judged on flatters it, so the intervals of a row are at 1 - (1 - confidence) / A (Bonferroni).
+    `no_rounds` is the reason why the adversaries of a federation were not measured.
     """
     fpr = lowest_supported_fpr(int((~member).sum()))
     rows: list[dict[str, Any]] = []
@@ -76,9 +78,7 @@ def ladder(
         previous = adversary.name
         rows.append(row)
     for name, sees in FEDERATED_ROWS:
-        rows.append(
-            {"adversary": name, "sees": sees, "status": "not measured", "reason": "the model was trained in one place"}
-        )
+        rows.append({"adversary": name, "sees": sees, "status": "not measured", "reason": no_rounds})
     return rows
 
 

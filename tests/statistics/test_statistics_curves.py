@@ -68,6 +68,12 @@ def test_infinities_have_a_rank():
     assert auc(rank(np.array([np.inf, -np.inf, np.inf, -np.inf]), member)) == 0.5
 
 
+def test_minus_zero_is_zero_whichever_comes_first():
+    member = np.array([True, False, True])
+    for score in ([-0.0, 0.0, 1.0], [0.0, -0.0, 1.0]):
+        assert [str(t) for t in rank(np.array(score), member).thresholds] == ["1.0", "0.0"]
+
+
 scores = st.lists(st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 0.25, 0.5, 1.0, np.inf]), min_size=2, max_size=40)
 
 

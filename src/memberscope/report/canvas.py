@@ -48,7 +48,9 @@ _STYLE = {
 
 
 @contextmanager
-def drawing(path: Path, size: tuple[float, float], title: str) -> Iterator[Axes]:
+def drawing(
+    path: Path, size: tuple[float, float], title: str, *, box: tuple[float, float, float, float] | None = None
+) -> Iterator[Axes]:
     """Axes of a figure that is written to `path` when the block ends well; the reader's own style plays no part.
 
     Parameters
@@ -59,6 +61,9 @@ def drawing(path: Path, size: tuple[float, float], title: str) -> Iterator[Axes]
         Width and height in inches.
     title
         What the figure shows.
+    box
+        Left, bottom, width and height of the axes in parts of the figure. None lets matplotlib find room for labels
+        and legend, which takes as long again as the drawing: too long for two figures a class.
     """
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -67,9 +72,10 @@ def drawing(path: Path, size: tuple[float, float], title: str) -> Iterator[Axes]
     from PIL import Image
 
     with matplotlib.style.context(["default", _STYLE]):
-        figure = Figure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+        layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1) if box is None else None
+        figure = Figure(figsize=size, dpi=DPI, layout=layout)
         canvas: Any = FigureCanvasAgg(figure)
-        axes = figure.add_subplot(title=title)
+        axes = figure.add_subplot(title=title) if box is None else figure.add_axes(box, title=title)
         yield axes
         canvas.draw()
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
@@ -88,7 +94,7 @@ def say(axes: Axes, text: str) -> None:
 def caption(axes: Axes, *lines: str) -> None:
     """Small print below the figure."""
     figure: Any = axes.figure
-    figure.supxlabel("\n".join(lines), x=0.02, ha="left", fontsize=8, color="#444444")
+    figure.supxlabel("\n".join(lines), x=0.02, y=0.02, ha="left", va="bottom", fontsize=8, color="#444444")
 
 
 def legend_outside(axes: Axes) -> None:

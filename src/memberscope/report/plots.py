@@ -206,7 +206,7 @@ def class_roc_curve(
 
     n_members, n_nonmembers = int(member.sum()), int((~member).sum())
     missing = "no attack ran" if not attack else _missing_group(n_members, n_nonmembers)
-    with drawing(path, (4.6, 4.5), _class_title("ROC", label, name)) as axes:
+    with drawing(path, (4.6, 4.6), _class_title("ROC", label, name), box=(0.14, 0.19, 0.8, 0.74)) as axes:
         caption(axes, groups(n_members, n_nonmembers), shorten(attack, 60))
         if missing:
             say(axes, f"no ROC: {missing}")
@@ -239,7 +239,7 @@ def class_confidence_histogram(
     values = np.asarray(confidence, np.float64)
     edges = np.linspace(min(0.5, float(values.min(initial=0.5))), 1, HISTOGRAM_BINS + 1)
     missing = _missing_group(int(member.sum()), int((~member).sum()))
-    with drawing(path, (4.6, 4.1), _class_title("Confidence", label, name)) as axes:
+    with drawing(path, (4.6, 4.2), _class_title("Confidence", label, name), box=(0.14, 0.19, 0.8, 0.73)) as axes:
         caption(
             axes,
             f"{missing}: nothing to compare" if missing else "Where the two differ, confidence gives away members.",

@@ -118,7 +118,7 @@ def check_scores(score: ArrayLike, member: ArrayLike) -> tuple[FloatArray, BoolA
         )
     if scores.dtype.kind not in "fiub":
         raise EvidenceError(f"scores must be real numbers, found dtype {scores.dtype}", "give one number a record")
-    values = scores.astype(np.float64)
+    values = scores.astype(np.float64) + 0.0  # -0.0 becomes 0.0: equal scores must also be written alike
     missing = np.flatnonzero(np.isnan(values))
     if missing.size:
         raise EvidenceError(

@@ -5,13 +5,21 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from memberscope.errors import ConfigError
 
 AUGMENTATIONS = ("flip", "crop")
+
+Optimizer = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["constant", "cosine", "step"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+DEFAULT_RATES: dict[str, float] = {"sgd": 0.02, "adam": 0.001, "adamw": 0.001}
+"""Learning rate of each optimiser where the recipe names none."""
 
 DEFENSES: dict[str, str] = {
     "early_stopping": "stop when validation loss has not improved for this many epochs; the best weights are kept",
@@ -22,6 +30,25 @@ DEFENSES: dict[str, str] = {
     "clip_norm": "clip the norm of each batch's gradient (no privacy guarantee)",
 }
 """Flags of a recipe that reduce what a model gives away, and where each acts."""
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": get_args(Optimizer),
+    "schedule": get_args(Schedule),
+    "precision": get_args(Precision),
+}
+# name: (smallest, first value above the range)
+_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "momentum": (0, 1),
+    "weight_decay": (0, math.inf),
+    "warmup_epochs": (0, math.inf),
+    "dropout": (0, 1),
+    "label_smoothing": (0, 1),
+    "early_stopping": (0, math.inf),
+    "clip_norm": (0, math.inf),
+}
+_WHOLE = ("epochs", "batch_size", "warmup_epochs", "early_stopping")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +66,7 @@ class Recipe:
     optimizer
         sgd, adam or adamw.
     learning_rate
-        Of the optimiser; default: 0.05 for sgd, 0.001 for the others.
+        Of the optimiser; default: 0.02 for sgd, 0.001 for the others.
     momentum
         Of sgd.
     nesterov
@@ -62,32 +89,75 @@ class Recipe:
         Largest gradient norm of a step; 0: off.
     precision
         auto (bf16 where the hardware gains by it, else fp32), fp32 or bf16.
+
+    Raises
+    ------
+    ConfigError
+        A setting is unknown, of the wrong type or out of range, or contradicts another; it is named.
     """
 
     model: str = "simplecnn"
     epochs: int = 20
-    batch_size: int = 64
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    batch_size: int = 128
+    optimizer: Optimizer = "sgd"
     learning_rate: float | None = None
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "step"] = "constant"
+    schedule: Schedule = "constant"
     warmup_epochs: int = 0
     dropout: float = 0.0
     label_smoothing: float = 0.0
     early_stopping: int = 0
     augmentation: tuple[str, ...] = ()
     clip_norm: float = 0.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise ConfigError(f"model = {self.model!r} is no name", "a registered name, or package.module:factory")
+        if not isinstance(self.nesterov, bool):
+            raise ConfigError(f"nesterov = {self.nesterov!r} is neither true nor false")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} = {getattr(self, name)!r} is unknown", f"one of {', '.join(choices)}")
+        for name, bounds in _RANGES.items():
+            _check_number(name, getattr(self, name), *bounds)
+        if self.learning_rate is not None:
+            _check_number("learning_rate", self.learning_rate, 0, math.inf)
+            if self.learning_rate == 0:
+                raise ConfigError("learning_rate = 0 trains nothing", "leave it out for the optimiser's default")
+        self._check_augmentation()
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ConfigError("nesterov needs sgd with momentum above 0", "drop nesterov, or set the two")
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(
+                f"warmup_epochs = {self.warmup_epochs} is more than epochs = {self.epochs}", "warm up for fewer epochs"
+            )
+
+    def _check_augmentation(self) -> None:
+        if not isinstance(self.augmentation, tuple):
+            raise ConfigError(
+                f"augmentation = {self.augmentation!r} is no list of names", f"any of {', '.join(AUGMENTATIONS)}"
+            )
+        for name in self.augmentation:
+            if name not in AUGMENTATIONS:
+                raise ConfigError(f"augmentation {name!r} is unknown", f"any of {', '.join(AUGMENTATIONS)}")
+        # One order and no repeats: equal trainings have equal hashes.
+        object.__setattr__(self, "augmentation", tuple(a for a in AUGMENTATIONS if a in self.augmentation))
+
+    @property
+    def rate(self) -> float:
+        """The learning rate in force."""
+        return DEFAULT_RATES[self.optimizer] if self.learning_rate is None else float(self.learning_rate)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """JSON-able; `from_dict` gives the same recipe back."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
-        """The recipe of a dictionary.
+        """The recipe of a dictionary; settings that it does not name have their defaults.
 
         Raises
         ------
@@ -99,9 +169,24 @@ class Recipe:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 raise ConfigError(f"unknown recipe setting {key!r}", f"did you mean {near[0]!r}?" if near else "")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return cls(**settings)
 
     @property
     def digest(self) -> str:
-        """Sha256 of the recipe, hexadecimal."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """Sha256 (hex) of the recipe with its learning rate in force: equal trainings, equal digests.
+
+        The trainer hashes the recipe with the precision it resolved ``auto`` to (`precision.resolve`).
+        """
+        content = {**self.to_dict(), "learning_rate": self.rate}
+        content = {k: float(v) if k in _RANGES and k not in _WHOLE else v for k, v in content.items()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_number(name: str, value: Any, least: float, limit: float) -> None:
+    whole = name in _WHOLE
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise ConfigError(f"{name} = {value!r} is not {'a whole number' if whole else 'a number'}")
+    if not least <= value < limit:
+        expected = f"at least {least:g}" if limit == math.inf else f"in [{least:g}, {limit:g})"
+        raise ConfigError(f"{name} = {value!r} is out of range", f"expected {expected}")
