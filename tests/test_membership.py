@@ -30,23 +30,30 @@ def test_holdout_compares_the_official_parts() -> None:
         assert (split.validation & (label == LABELS)).sum() == round(0.1 * official)
 
 
-def test_random_half_takes_validation_from_the_nonmembers() -> None:
+def test_random_half_sets_validation_apart_before_membership() -> None:
     split = draw("random-half", LABELS, IS_TRAIN, rng(), validation_fraction=0.2)
     assert not (split.validation & split.member).any()
     assert np.array_equal(split.audited, ~split.validation)
     for label in range(5):
-        outside = int((~split.member & (label == LABELS)).sum())
-        assert (split.validation & (label == LABELS)).sum() == round(0.2 * outside)
+        assert (split.validation & (label == LABELS)).sum() == round(0.1 * int((label == LABELS).sum()))
 
 
-def test_random_half_is_a_fair_coin_for_each_record() -> None:
+def test_targets_that_share_a_validation_generator_share_their_validation_records() -> None:
+    one, other = (draw("random-half", LABELS, IS_TRAIN, rng(t), validation_rng=rng(9)) for t in (1, 2))
+    assert np.array_equal(one.validation, other.validation)
+    assert not np.array_equal(one.member, other.member)
+
+
+def test_random_half_is_a_fair_coin_for_each_audited_record() -> None:
     n, draws = 40, 2000
     labels, generator = np.zeros(n, int), rng(1)
-    member = np.array([draw("random-half", labels, np.ones(n, bool), generator).member for _ in range(draws)])
+    splits = [draw("random-half", labels, np.ones(n, bool), generator, validation_rng=rng(0)) for _ in range(draws)]
+    member = np.array([split.member[split.audited] for split in splits])
+    assert member.shape == (draws, 38)
     assert stats.binomtest(int(member.sum()), member.size, 0.5).pvalue > 1e-3
     # Independent: the size of the member group varies as a binomial does, and no two records move together.
-    assert member.sum(axis=1).var() == pytest.approx(n / 4, rel=0.15)
-    pairs = np.corrcoef(member.T)[np.triu_indices(n, 1)]
+    assert member.sum(axis=1).var() == pytest.approx(38 / 4, rel=0.15)
+    pairs = np.corrcoef(member.T)[np.triu_indices(38, 1)]
     assert abs(pairs.mean()) < 0.005
     assert np.abs(pairs).max() < 0.11
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from memberscope.errors import EvidenceError
 from memberscope.evidence_checks import as_labels, check_answers, check_features, check_reference_logits
+from memberscope.probes import Oracle
 from memberscope.reference_signals import ReferenceSignals
 from memberscope.signals import Signals
 
@@ -31,6 +32,7 @@ class Knowledge(enum.Enum):
     SOME_MEMBERSHIP = "the membership of some records, from which the attack learns"
     POPULATION = "records known to be non-members, apart from those under audit"
     RECORDS = "the records themselves, as vectors of features"
+    QUERIES = "the right to ask the model about altered copies of the records"
     REFERENCES = "reference models trained on known random halves of the pool"
     REFERENCES_IN = "reference models trained on some of the records under audit"
     WEIGHTS = "the weights of the model"
@@ -47,7 +49,7 @@ class Adversary:
 
 
 _K = Knowledge
-_LABELS_ONLY = frozenset({_K.LABELS, _K.TRUE_LABELS, _K.RECORDS})
+_LABELS_ONLY = frozenset({_K.LABELS, _K.TRUE_LABELS, _K.RECORDS, _K.QUERIES})
 _STRANGER = _LABELS_ONLY | {_K.PROBABILITIES, _K.POPULATION}
 _INSIDER = _STRANGER | {_K.REFERENCES, _K.REFERENCES_IN}
 
@@ -96,6 +98,8 @@ class Evidence:
         them), the same for both. Never features of the target: those are its answers.
     white_box
         Features that need the weights, computed on demand: a function of their name that returns float64 [N], or None.
+    oracle
+        Answers the predicted class of altered copies of the records, or None.
     has_logits
         False where only probabilities were seen: `logits` then holds their logarithm.
     """
@@ -111,6 +115,7 @@ class Evidence:
     record_features: NDArray[np.floating] | None = field(default=None, repr=False)
     population_features: NDArray[np.floating] | None = field(default=None, repr=False)
     white_box: Callable[[str], NDArray[np.float64]] | None = field(default=None, repr=False)
+    oracle: Oracle | None = field(default=None, repr=False)
     has_logits: bool = True
 
     def __post_init__(self) -> None:
@@ -218,6 +223,8 @@ class Evidence:
             known.add(Knowledge.POPULATION)
         if self.white_box is not None:
             known.add(Knowledge.WEIGHTS)
+        if self.oracle is not None:
+            known.add(Knowledge.QUERIES)
         return frozenset(known)
 
     @cached_property
@@ -261,6 +268,7 @@ class Evidence:
             reference_membership=None if membership is None else membership[:, rows],
             record_features=None if features is None else features[rows],
             white_box=None if white_box is None else lambda name: white_box(name)[rows],
+            oracle=None if self.oracle is None else self.oracle.take(rows),
         )
 
     def __repr__(self) -> str:

@@ -56,6 +56,7 @@ def draw(
     rng: np.random.Generator,
     *,
     validation_fraction: float = 0.1,
+    validation_rng: np.random.Generator | None = None,
 ) -> Split:
     """Draw the membership of every record of a pool.
 
@@ -68,8 +69,11 @@ def draw(
     rng
         The generator kept for membership; nothing else may draw from it.
     validation_fraction
-        Share set apart for validation: of the official training part under ``holdout``, of the non-members under
-        ``random-half``. Drawn by class, so that validation has the pool's class mix.
+        Share of the training records set apart for validation: of the official training part under ``holdout``, of the
+        half that a model is trained on (so half this share of the pool) under ``random-half``. Drawn by class, before
+        membership, so that validation has the pool's class mix and membership stays independent of it.
+    validation_rng
+        Draws the validation records; default: `rng`. Several targets of one audit share theirs.
 
     Raises
     ------
@@ -80,6 +84,7 @@ def draw(
     """
     if not 0 <= validation_fraction <= 0.5:
         raise ConfigError(f"validation fraction {validation_fraction} is outside [0, 0.5]", "0.1 is the default")
+    setting_apart = rng if validation_rng is None else validation_rng
     if protocol == "holdout":
         if is_train.all() or not is_train.any():
             part = "test" if is_train.all() else "training"
@@ -88,11 +93,12 @@ def draw(
                 "use --protocol random-half, or give both parts (x_train, y_train, x_test, y_test; train/ and test/)",
             )
         member = is_train.copy()
-        validation = _take_by_class(member, labels, validation_fraction, rng)
+        validation = _take_by_class(member, labels, validation_fraction, setting_apart)
         return _with_both_groups(Split(member & ~validation, validation, ~validation))
     if protocol == "random-half":
-        member = rng.random(len(labels)) < 0.5
-        validation = _take_by_class(~member, labels, validation_fraction, rng)
+        everyone = np.ones(len(labels), bool)
+        validation = _take_by_class(everyone, labels, validation_fraction / 2, setting_apart)
+        member = (rng.random(len(labels)) < 0.5) & ~validation
         return _with_both_groups(Split(member, validation, ~validation))
     raise ConfigError(f"unknown protocol {protocol!r}", f"known: {', '.join(PROTOCOLS)}")
 

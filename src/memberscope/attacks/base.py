@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from math import sqrt
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +43,8 @@ class Attack(ABC):
     card: ClassVar[Card]
     probability: ClassVar[bool] = False
     """Whether the score is a probability of membership, so that 0.5 is a threshold of its own."""
+    costly: ClassVar[bool] = False
+    """Whether it takes minutes for tens of thousands of records: ``auto`` leaves it out, naming it runs it."""
 
     def __init__(self, *, rng: np.random.Generator | None = None) -> None:
         self.rng = rng if rng is not None else np.random.default_rng(0)
@@ -64,7 +70,15 @@ class Attack(ABC):
 
 
 class InformedAttack(Attack):
-    """An attack that learns from records whose membership it was told, and scores others."""
+    """An attack that learns from records whose membership it was told, and scores others.
+
+    That it needs the membership of some records is added to its `needs`.
+    """
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if hasattr(cls, "needs"):
+            cls.needs = cls.needs | {Knowledge.SOME_MEMBERSHIP}
 
     @abstractmethod
     def fit(self, evidence: Evidence, member: NDArray[np.bool_]) -> None:
@@ -104,6 +118,7 @@ HOW_TO_GET: dict[Knowledge, str] = {
     Knowledge.RECORDS: "Give record_features (and population_features).",
     Knowledge.REFERENCES: "Train reference models with --shadows K, or give reference_logits and reference_membership.",
     Knowledge.REFERENCES_IN: "Train reference models on random halves of the records under audit (--shadows K).",
+    Knowledge.QUERIES: "Audit the model itself (`memberscope audit`), so that it can be asked again.",
     Knowledge.WEIGHTS: "Audit the model itself (`memberscope audit`): answers alone do not hold the weights.",
     Knowledge.ROUNDS: "Record the rounds of a federation.",
 }
@@ -116,13 +131,13 @@ def score_records(
     *,
     rng: np.random.Generator,
     folds: int = 5,
-    groups: NDArray[np.int64] | None = None,
 ) -> Scores:
     """Run an attack on every record of the evidence.
 
     An `InformedAttack` is cross-fitted: the records are split into folds with the same share of members, and each fold
     is scored by a fresh attack object that learnt from the other folds and was given nothing about this one but its
-    evidence. Any other attack is given the evidence and never `member`.
+    evidence. What it left in attributes of its class is undone before the next fold, which it would there find records
+    of whose membership it was told here. Any other attack is given the evidence and never `member`.
 
     Parameters
     ----------
@@ -136,8 +151,6 @@ def score_records(
         Draws the folds and seeds the attack.
     folds
         Number of folds, at least 2.
-    groups
-        int64 [N] or None: records with equal numbers stay in one fold (near-duplicates, for example).
 
     Returns
     -------
@@ -152,23 +165,25 @@ def score_records(
     """
     require_knowledge(attack, evidence)
     n = evidence.n_records
+    if member.shape != (n,):
+        raise EvidenceError(f"member has shape {member.shape}, expected ({n},)", "one entry a record")
     if not issubclass(attack, InformedAttack):
-        return _checked(attack.name, attack(rng=rng).score(evidence), n)
+        return _checked(attack.name, attack(rng=_own(rng)).score(evidence), n)
     if Knowledge.REFERENCES not in attack.needs:  # what it does not use is not copied fold by fold
         evidence = replace(evidence, reference_logits=None, reference_membership=None, population_reference_logits=None)
     scores = np.full(n, np.nan)
-    fold_of = stratified_folds(member, folds, rng, groups=groups)
+    fold_of = stratified_folds(member, folds, rng)
     for fold in range(folds):
-        known, scored = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-        fresh = attack(rng=rng.spawn(1)[0])
-        fresh.fit(evidence.take(known), member[known])
-        scores[scored] = _checked(attack.name, fresh.score(evidence.take(scored)), len(scored))
+        # In random order, for members may come first in the pool.
+        known, scored = (rng.permutation(np.flatnonzero(part)) for part in (fold_of != fold, fold_of == fold))
+        with _forgetting(attack):
+            fresh = attack(rng=_own(rng))
+            fresh.fit(evidence.take(known), member[known])
+            scores[scored] = _checked(attack.name, fresh.score(evidence.take(scored)), len(scored))
     return scores
 
 
-def stratified_folds(
-    member: NDArray[np.bool_], folds: int, rng: np.random.Generator, *, groups: NDArray[np.int64] | None = None
-) -> NDArray[np.int64]:
+def stratified_folds(member: NDArray[np.bool_], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Fold number of every record, int64 [N]: the share of members is the same in every fold.
 
     Raises
@@ -181,23 +196,66 @@ def stratified_folds(
         raise EvidenceError(
             f"{folds} folds need at least {max(folds, 2)} members and as many non-members; the smaller group has "
             f"{smallest}",
-            "give more records, or use fewer folds",
+            "give more records, or use fewer folds (at least 2)",
         )
     fold_of = np.empty(len(member), np.int64)
     for group in (member, ~member):
         rows = rng.permutation(np.flatnonzero(group))
         fold_of[rows] = np.arange(len(rows)) % folds
-    if groups is not None:
-        first = np.full(int(groups.max()) + 1, -1, np.int64)
-        first[groups[::-1]] = fold_of[::-1]  # a group follows its first record
-        fold_of = first[groups]
     return fold_of
 
 
+def crossfit_confidence(confidence: float) -> float:
+    """The level at which an interval made for fixed scores holds `confidence` for cross-fitted ones.
+
+    Two folds meet twice, each once as the teacher of the other's scorer: where there is nothing to learn, a figure is
+    a sum over pairs of folds that counts each pair twice, and its variance is double that of fixed scores. On null data
+    (4 features, 400 records, 5 folds, 4,000 draws) plain 95 % intervals of the AUC miss 1/2 in 15 % of the cases and
+    these in 5 %. Where there is much to learn the scorers agree, and these are wider than they need be.
+    """
+    from scipy.special import ndtr, ndtri
+
+    wide = 1 - 2 * ndtr(-sqrt(2) * ndtri((1 + confidence) / 2))
+    return min(float(wide), 1 - 1e-12)
+
+
+def _own(rng: np.random.Generator) -> np.random.Generator:
+    """A generator for an attack, from which the seed of the audit (and so of the membership) cannot be read."""
+    return np.random.default_rng(rng.integers(2**63, size=2))
+
+
+@contextlib.contextmanager
+def _forgetting(attack: type[Attack]) -> Iterator[None]:
+    """Put the data attributes of the class and its parents back as they were before the block."""
+    classes = [cls for cls in attack.__mro__ if issubclass(cls, Attack)]
+    before = [{name: copy.deepcopy(value) for name, value in _data(cls).items()} for cls in classes]
+    try:
+        yield
+    finally:
+        for cls, kept in zip(classes, before, strict=True):
+            for name in _data(cls).keys() - kept.keys():
+                delattr(cls, name)
+            for name, value in kept.items():
+                setattr(cls, name, value)
+
+
+def _data(cls: type) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(cls).items()
+        if not (name.startswith("__") or name == "_abc_impl" or callable(value) or hasattr(value, "__get__"))
+    }
+
+
 def _checked(name: str, scores: Scores, n: int) -> Scores:
-    scores = np.asarray(scores, np.float64)
+    scores = np.array(scores, np.float64)  # a copy: attacks may hand out what the evidence keeps
     if scores.shape != (n,):
-        raise EvidenceError(f"attack {name!r} returned scores of shape {scores.shape}, expected ({n},)", "")
+        raise EvidenceError(
+            f"attack {name!r} returned scores of shape {scores.shape}, expected ({n},)", "this is a bug of the attack"
+        )
     if np.isnan(scores).any():
-        raise EvidenceError(f"attack {name!r} returned NaN for {int(np.isnan(scores).sum()):,} of {n:,} records", "")
+        raise EvidenceError(
+            f"attack {name!r} returned NaN for {int(np.isnan(scores).sum()):,} of {n:,} records",
+            "this is a bug of the attack",
+        )
     return scores

@@ -79,7 +79,7 @@ class AttackResult:
 
 
 def select(names: Sequence[str], evidence: Evidence) -> list[type[Attack]]:
-    """The attacks of these names; ``auto`` stands for every attack that the evidence allows.
+    """The attacks of these names; ``auto`` stands for every attack that the evidence allows and that is not costly.
 
     Raises
     ------
@@ -89,7 +89,8 @@ def select(names: Sequence[str], evidence: Evidence) -> list[type[Attack]]:
     chosen: dict[str, type[Attack]] = {}
     for name in names:
         if name == "auto":
-            possible = (a for a in all_attacks().values() if not missing_knowledge(a, evidence))
+            cheap = (attack for attack in all_attacks().values() if not attack.costly)
+            possible = (attack for attack in cheap if not missing_knowledge(attack, evidence))
             chosen.update((attack.name, attack) for attack in possible)
         else:
             chosen[name] = get_attack(name)
