@@ -24,7 +24,26 @@ from memberscope.statistics.areas import auc_estimate
 from memberscope.statistics.curves import rank
 from memberscope.statistics.evaluation import evaluate
 
-STRENGTH = {"lr4": 0.9, "gbm4": 0.8, "gap": 0.45, "loss": 0.6, "phi": 0.6, "hinge": 0.62, "confidence": 0.5}
+STRENGTH = {
+    "four-features-lr": 0.95,
+    "four-features-trees": 0.9,
+    "gap": 0.45,
+    "loss": 0.6,
+    "phi": 0.6,
+    "hinge": 0.62,
+    "confidence": 0.5,
+}
+NINE = (
+    "four-features-lr",
+    "four-features-trees",
+    "gap",
+    "loss",
+    "phi",
+    "hinge",
+    "confidence",
+    "entropy",
+    "modified-entropy",
+)
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 CHECKS = (
@@ -78,9 +97,8 @@ def build(
     rng = np.random.default_rng(seed)
     truth = np.arange(2 * n) < n
     label = rng.integers(0, len(classes), 2 * n)
-    names = list(ATTACKS)
     kinds = (
-        [ATTACKS[name] for name in names] if attacks is None else [attack_class(f"attack{i}") for i in range(attacks)]
+        [ATTACKS[name] for name in NINE] if attacks is None else [attack_class(f"attack{i}") for i in range(attacks)]
     )
     results = []
     for i, attack in enumerate(kinds):
@@ -88,8 +106,16 @@ def build(
         score = simulated(2 * n, len(classes), own, rng, truth, label)
         if attack.name == "gap":
             score = (score > -0.6).astype(float)
+        if attack.probability:
+            score = 1 / (1 + np.exp(-score))
         evaluation = evaluate(
-            score, truth, name=attack.name, label=label, class_names=classes, rng=np.random.default_rng(1)
+            score,
+            truth,
+            name=attack.name,
+            label=label,
+            class_names=classes,
+            rng=np.random.default_rng(1),
+            probability=attack.probability,
         )
         null = Null(auc_estimate(rank(score, rng.permutation(truth)), 0.999), 0.999)
         results.append(AttackResult(attack, "run", "", 0.31 + i, score, evaluation, null))

@@ -4,7 +4,7 @@ from PIL import Image
 
 from memberscope.report import plots
 from memberscope.report.canvas import DPI
-from memberscope.report.document import ranked
+from memberscope.report.document import NAMED_LINES, ranked
 
 LIMIT = 60_000
 
@@ -53,6 +53,12 @@ def test_every_figure_is_small_readable_and_the_same_twice(tmp_path, evaluations
     assert not list(tmp_path.glob(".*"))
 
 
+def test_large_areas_keep_their_exact_colour(tmp_path, evaluations):
+    plots.roc_curve_loglog(tmp_path / "a.png", evaluations)
+    colours = {colour for _, colour in Image.open(tmp_path / "a.png").convert("RGB").getcolors(1 << 20)}
+    assert {(255, 255, 255), (0xE8, 0xE8, 0xE8), (0x00, 0x72, 0xB2)} <= colours
+
+
 def test_the_readers_own_matplotlib_style_changes_nothing(tmp_path, evaluations):
     import matplotlib
 
@@ -62,11 +68,17 @@ def test_the_readers_own_matplotlib_style_changes_nothing(tmp_path, evaluations)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_twenty_attacks_still_fit(tmp_path, make_results):
-    many = [a["evaluation"] for a in ranked(make_results(n=1000, attacks=20, classes=("a", "b")))]
+def test_forty_attacks_are_all_drawn_and_the_strongest_named(tmp_path, make_results, monkeypatch):
+    many = [a["evaluation"] for a in ranked(make_results(n=500, attacks=40, classes=("a", "b")))]
+    legends = []
+    monkeypatch.setattr(plots, "legend_outside", lambda axes: legends.append(axes.get_legend_handles_labels()[1]))
     for draw in (plots.roc_curve, plots.roc_curve_loglog, plots.pr_curve):
         draw(tmp_path / "many.png", many)
         assert (tmp_path / "many.png").stat().st_size < LIMIT
+        names = legends.pop()
+        assert len(names) == 1 + NAMED_LINES + 1
+        assert names[1].startswith(many[0]["name"])
+        assert names[-1] == "28 others"
 
 
 def said(monkeypatch):

@@ -10,6 +10,8 @@ from memberscope.errors import RunFolderError
 from memberscope.report import wording
 
 SCHEMA_VERSION = 1
+NAMED_LINES = 12
+"""More lines than this nobody can tell apart: the strongest are named, the others drawn in grey."""
 
 Results = Mapping[str, Any]
 """The content of results.json."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from memberscope.report import svg, wording
 from memberscope.report.bands import roc_band
-from memberscope.report.document import Cell, Figure, Results, Table, headline, ranked, shown_rates
+from memberscope.report.document import NAMED_LINES, Cell, Figure, Results, Table, headline, ranked, shown_rates
 
 LINEAR_FPRS = (0.01, 0.05, 0.1, 0.2, 0.5)
 RECALLS = (0.01, 0.05, 0.1, 0.5)
@@ -33,11 +33,7 @@ def precision_figure(results: Results) -> Figure | None:
     best = attacks[0]["evaluation"]
     share = best["n_members"] / (best["n_members"] + best["n_nonmembers"])
     curves = [
-        svg.Curve(a["evaluation"]["pr"]["recall"], a["evaluation"]["pr"]["precision"], i, i == 0)
-        for i, a in enumerate(attacks)
-    ]
-    legend = [
-        (svg.swatch(i, strong=i == 0), a["name"], f"AP {wording.estimate_text(a['evaluation']['average_precision'])}")
+        svg.Curve(a["evaluation"]["pr"]["recall"], a["evaluation"]["pr"]["precision"], i, i == 0, i >= NAMED_LINES)
         for i, a in enumerate(attacks)
     ]
     rows = [
@@ -59,7 +55,10 @@ def precision_figure(results: Results) -> Figure | None:
             share=share,
         ),
         Table(("Attack", *(f"Precision at recall {wording.rate(r)}" for r in RECALLS)), rows),
-        [*legend, (svg.swatch_chance(), "guessing", f"precision {wording.percent(share)}")],
+        [
+            *_legend(attacks, "average_precision", "AP"),
+            (svg.swatch_chance(), "guessing", f"precision {wording.percent(share)}"),
+        ],
     )
 
 
@@ -181,7 +180,7 @@ def _roc(
         evaluation = attack["evaluation"]
         band = roc_band(evaluation) if log and i < bands else None
         strong = i == 0 and not alike
-        curves.append(svg.Curve(evaluation["roc"]["fpr"], evaluation["roc"]["tpr"], i, strong, band))
+        curves.append(svg.Curve(evaluation["roc"]["fpr"], evaluation["roc"]["tpr"], i, strong, i >= NAMED_LINES, band))
     key = key or ("roc-log" if log else "roc")
     title = title or ("ROC at low error (logarithmic axes)" if log else "ROC (linear axes)")
     groups = f"{wording.count(best['n_members'])} members, {wording.count(best['n_nonmembers'])} non-members"
@@ -194,12 +193,28 @@ def _roc(
         n_members=best["n_members"],
         n_nonmembers=best["n_nonmembers"],
     )
-    legend = [
-        (svg.swatch(i, strong=i == 0 and not alike), a["name"], f"AUC {wording.estimate_text(a['evaluation']['auc'])}")
-        for i, a in enumerate(attacks)
-    ]
+    legend = _legend(attacks, "auc", "AUC", alike=alike)
     legend.append((svg.swatch_chance(), "guessing", "AUC 0.5"))
     return Figure(key, title, _roc_reading(best, log, alike), drawing, _roc_numbers(attacks, best, log), legend)
+
+
+def _legend(
+    attacks: Sequence[Mapping[str, Any]], figure: str, short: str, *, alike: bool = False
+) -> list[tuple[str, str, str]]:
+    """Swatch, name and figure of each line; those beyond what can be told apart share one entry."""
+    told = [
+        (
+            svg.swatch(i, strong=i == 0 and not alike),
+            a["name"],
+            f"{short} {wording.estimate_text(a['evaluation'][figure])}",
+        )
+        for i, a in enumerate(attacks[:NAMED_LINES])
+    ]
+    others = [v for a in attacks[NAMED_LINES:] if wording.known(v := a["evaluation"][figure]["value"])]
+    if others:
+        low, high = wording.significant(min(others)), wording.significant(max(others))
+        told.append((svg.swatch_faint(), f"{len(others)} others", f"{short} from {low} to {high}"))
+    return told
 
 
 def _roc_reading(best: Mapping[str, Any], log: bool, alike: bool) -> str:

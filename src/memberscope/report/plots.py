@@ -28,6 +28,7 @@ from memberscope.report.canvas import (
     legend_outside,
     say,
 )
+from memberscope.report.document import NAMED_LINES
 from memberscope.report.wording import count, known, level, percent, shorten, significant
 
 if TYPE_CHECKING:
@@ -299,6 +300,10 @@ def _lines(
         ordered.sort(key=lambda e: e["name"] != headline)
     for i, evaluation in enumerate(ordered):
         estimate = evaluation[figure]
+        if i >= NAMED_LINES:
+            told = f"{len(ordered) - NAMED_LINES} others" if i == NAMED_LINES else "_"
+            yield evaluation, {"color": GREY, "lw": 0.7, "alpha": 0.5, "zorder": 2.5, "label": told}
+            continue
         bounds = (estimate.get("low"), estimate.get("high"))
         ends = f" [{significant(bounds[0])}, {significant(bounds[1])}]" if all(map(known, bounds)) else ""
         name = shorten(evaluation["name"], 28 if ranked else 44)

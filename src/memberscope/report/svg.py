@@ -43,6 +43,8 @@ class Curve:
     y: Sequence[float]
     style: int = 0
     strong: bool = False
+    faint: bool = False
+    """One of many in the background: grey and drawn coarsely."""
     band: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None
     """x, low and high of a shaded band."""
     marks: bool = False
@@ -78,6 +80,14 @@ def swatch_chance() -> str:
     )
 
 
+def swatch_faint() -> str:
+    """A short piece of a line in the background, for a legend."""
+    return (
+        '<svg class="swatch" width="34" height="10" viewBox="0 0 34 10" aria-hidden="true">'
+        '<line class="faint" x1="1" y1="5" x2="33" y2="5"/></svg>'
+    )
+
+
 def swatch_dot(style: int) -> str:
     """A dot of the style-th line, for a legend."""
     return (
@@ -107,7 +117,7 @@ def roc(
     parts.append(f'<path class="chance" d="M{short(x.start)} {short(y.start)}L{short(x.end)} {short(y.end)}"/>')
     path = staircase if log else polyline
     parts += [_band(c, x, y) for c in curves if c.band]
-    parts += [_line(c, path(c.x, c.y, x, y)) for c in sorted(curves, key=lambda c: c.strong)]
+    parts += [_line(c, path(c.x, c.y, x, y, _coarseness(c))) for c in _back_to_front(curves)]
     return svg_document(key, title, desc, "".join(parts))
 
 
@@ -119,7 +129,7 @@ def precision_recall(curves: Sequence[Curve], *, key: str, title: str, desc: str
     x, y = Scale(0, 1, LEFT, WIDTH - RIGHT), Scale(0, 1, HEIGHT - BOTTOM, TOP)
     parts = [frame(x, y, "Recall (members found)", "Precision (accused who are members)", rate_label)]
     parts.append(f'<path class="chance" d="M{short(x.start)} {short(y(share))}H{short(x.end)}"/>')
-    parts += [_line(c, stairs_down(c.x, c.y, x, y)) for c in sorted(curves, key=lambda c: c.strong)]
+    parts += [_line(c, stairs_down(c.x, c.y, x, y, _coarseness(c))) for c in _back_to_front(curves)]
     return svg_document(key, title, desc, "".join(parts))
 
 
@@ -133,7 +143,7 @@ def lines(
     x = Scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT)
     y = Scale(0, 1 if as_percent else (1.05 * top or 1), HEIGHT - BOTTOM, TOP)
     parts = [frame(x, y, x_label, y_label, percent_label if as_percent else plain_label, whole_x=True)]
-    parts += [_line(c, polyline(c.x, c.y, x, y, thin=False)) for c in curves]
+    parts += [_line(c, polyline(c.x, c.y, x, y, 0)) for c in curves]
     parts += [
         f'<circle class="dot {look(c.style)[0]}" cx="{short(x(a))}" cy="{short(y(b))}" r="3.5"/>'
         for c in curves
@@ -225,7 +235,18 @@ def _forest_row(row: Interval, x: Scale, middle: float) -> str:
     return "".join(parts)
 
 
+def _coarseness(curve: Curve) -> float:
+    """Pixels that a step must move to be drawn."""
+    return 2.5 if curve.faint else 0.7
+
+
+def _back_to_front(curves: Sequence[Curve]) -> list[Curve]:
+    return sorted(curves, key=lambda c: (not c.faint, c.strong))
+
+
 def _line(curve: Curve, path: str) -> str:
+    if curve.faint:
+        return f'<path class="faint" d="{path}"/>' if path else ""
     name, dash = look(curve.style)
     strong = " thick" if curve.strong else ""
     return f'<path class="line {name}{strong}"{dashed(dash)} d="{path}"/>' if path else ""

@@ -84,8 +84,8 @@ def frame(
     return "".join(parts)
 
 
-def staircase(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> str:
-    """Go right at the height last attained, then up; steps below half a pixel wait until they add up.
+def staircase(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale, step: float = 0.7) -> str:
+    """Go right at the height last attained, then up; moves below `step` pixels wait until they add up.
 
     On a logarithmic axis nothing can be drawn at zero: the line begins where the curve leaves it.
     """
@@ -96,7 +96,7 @@ def staircase(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> s
     path = f"M{short(px)} {short(py)}" if xs[first] <= x.low else f"M{short(px)} {short(y.start)}V{short(py)}"
     for i in range(first, len(xs)):
         qx, qy = x(xs[i]), y(ys[i])
-        if abs(qx - px) < 0.5 and abs(qy - py) < 0.5 and i != len(xs) - 1:
+        if abs(qx - px) < step and abs(qy - py) < step and i != len(xs) - 1:
             continue
         path += (f"H{short(qx)}" if short(qx) != short(px) else "") + (
             f"V{short(qy)}" if short(qy) != short(py) else ""
@@ -105,15 +105,15 @@ def staircase(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> s
     return path
 
 
-def stairs_down(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> str:
-    """Go to the next height first, then right; steps below a pixel wait until they add up."""
+def stairs_down(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale, step: float = 0.7) -> str:
+    """Go to the next height first, then right; moves below `step` pixels wait until they add up."""
     if len(xs) < 2:
         return ""
     px, py = x(xs[0]), y(ys[1])
     path = f"M{short(px)} {short(py)}"
     for i in range(1, len(xs)):
         qx, qy = x(xs[i]), y(ys[i])
-        if abs(qx - px) < 1 and abs(qy - py) < 1 and i != len(xs) - 1:
+        if abs(qx - px) < step and abs(qy - py) < step and i != len(xs) - 1:
             continue
         path += (f"V{short(qy)}" if short(qy) != short(py) else "") + (
             f"H{short(qx)}" if short(qx) != short(px) else ""
@@ -122,13 +122,13 @@ def stairs_down(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) ->
     return path
 
 
-def polyline(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale, *, thin: bool = True) -> str:
-    """Join the points by straight lines; `thin` leaves out those that lie within a pixel of the last."""
+def polyline(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale, step: float = 0.7) -> str:
+    """Join the points by straight lines; points within `step` pixels of the last are left out."""
     path, px, py = "", math.inf, math.inf
     last = len(xs) - 1
     for i, (a, b) in enumerate(zip(xs, ys, strict=True)):
         qx, qy = x(a), y(b)
-        if thin and abs(qx - px) < 1 and abs(qy - py) < 1 and i != last:
+        if abs(qx - px) < step and abs(qy - py) < step and i != last:
             continue
         path += f"{'L' if path else 'M'}{short(qx)} {short(qy)}"
         px, py = qx, qy
