@@ -197,6 +197,19 @@ def test_survives_json_whole(seed, m, n, step, infinite, shift):
             assert again.roc.tpr_at(point.fpr) == point.tpr.value
 
 
+def test_a_long_curve_is_thinned_and_still_gives_every_operating_point():
+    score, member = _data(10, 20_000, 20_000)
+    evaluation = _evaluate(score, member, label=np.arange(40_000) % 3)
+    again = Evaluation.from_dict(json.loads(_figures(evaluation)))
+    assert len(evaluation.roc.fpr) == 40_001
+    assert len(again.roc.fpr) <= 400
+    assert [again.roc.tpr_at(p.fpr) == p.tpr.value for p in evaluation.operating_points[:3]] == [True] * 3
+    # Everything else is what it was, values and types alike.
+    for name in ("auc", "accuracy", "confusion_matrix", "tpr_at_zero_fp", "tnr_at_fnr", "ppv", "per_class"):
+        assert getattr(again, name) == getattr(evaluation, name)
+    assert again.operating_points[:3] == evaluation.operating_points[:3]
+
+
 def test_infinite_threshold_comes_back_from_json():
     evaluation = _evaluate(np.array([np.inf, np.inf, 0.0, 0.0]), np.array([True, True, False, False]))
     assert evaluation.optimal_threshold == np.inf

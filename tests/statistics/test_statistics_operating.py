@@ -133,6 +133,7 @@ def test_tnr_is_the_tpr_of_the_mirrored_scores(seed, step, fnr):
     assert (point.tnr, point.true_fnr, point.needs) == (mirrored.tpr, mirrored.true_fpr, mirrored.needs)
     assert point.false_negatives == np.sum(member & (score < point.threshold)) <= fnr * 1000
     assert point.true_negatives == np.sum(~member & (score < point.threshold))
+    assert point.threshold in score
     too_few = tnr_at_fnr(rank(score, ~member), fnr)
     assert too_few.supported == (fnr == 0.05)
     if not too_few.supported:
