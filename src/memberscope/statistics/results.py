@@ -169,8 +169,9 @@ class Evaluation:
             name, _, text = str(point).partition(": ")
             yield name, text
         if self.per_class:
-            found = sum(result.p_adjusted < 1 - self.confidence for result in self.per_class)
-            yield "classes with AUC other than 1/2", f"{found} of {len(self.per_class)} (Holm)"
+            p_values = [r.p_adjusted for r in self.per_class if not math.isnan(r.p_adjusted)]
+            found = sum(p < 1 - self.confidence for p in p_values)
+            yield "classes with AUC other than 1/2", f"{found} of {len(p_values)} that can be judged (Holm)"
 
 
 def _plain(item: Any) -> Any:
