@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memberscope.attacks.runner import AttackResult
-from memberscope.evidence import ADVERSARIES, Knowledge, adversary_for
-from memberscope.statistics.evaluation import evaluate
+from memberscope.attacks.runner import AttackResult, evaluate_scores
+from memberscope.evidence import ADVERSARIES, Adversary, adversary_for
+from memberscope.statistics.evaluation import FPRS
+from memberscope.statistics.operating import nonmembers_needed
 
 FEDERATED_ROWS = (
     ("curious client", "the global model of every round"),
@@ -22,12 +23,8 @@ FEDERATED_ROWS = (
 
 
 def lowest_supported_fpr(n_nonmembers: int) -> float | None:
-    """The lowest of 10 %, 1 %, 0.1 %, ... at which at least ten false positives are expected, or None."""
-    fpr = None
-    for exponent in range(1, 7):
-        if 10.0**-exponent * n_nonmembers >= 10 * (1 - 1e-9):
-            fpr = 10.0**-exponent
-    return fpr
+    """The lowest of the rates that are evaluated at which at least ten false positives are expected, or None."""
+    return min((fpr for fpr in FPRS if n_nonmembers >= nonmembers_needed(fpr)), default=None)
 
 
 def strongest(results: Sequence[AttackResult], fpr: float | None) -> AttackResult | None:
@@ -52,14 +49,14 @@ def ladder(
     """
     fpr = lowest_supported_fpr(int((~member).sum()))
     rows: list[dict[str, Any]] = []
-    previous: str | None = None
+    measured: list[Adversary] = []
     for adversary in ADVERSARIES:
         row: dict[str, Any] = {"adversary": adversary.name, "sees": adversary.sees}
         open_to = [r for r in results if r.evaluation is not None and r.attack.needs <= adversary.knowledge]
         own = [r for r in open_to if adversary_for(r.attack.needs).name == adversary.name]
         best = strongest(open_to, fpr)
         if best is None or not own:
-            row |= {"status": "not measured", "reason": _why_not(adversary.knowledge, results, own, previous)}
+            row |= {"status": "not measured", "reason": _why_not(adversary, results, measured)}
             rows.append(row)
             continue
         by_auc = strongest(open_to, None)
@@ -75,7 +72,7 @@ def ladder(
             "corrected_for": len(open_to),
             "confidence": adjusted,
         }
-        previous = adversary.name
+        measured.append(adversary)
         rows.append(row)
     for name, sees in FEDERATED_ROWS:
         rows.append({"adversary": name, "sees": sees, "status": "not measured", "reason": no_rounds})
@@ -101,17 +98,14 @@ def _tpr(evaluation: Any, fpr: float) -> dict[str, Any] | None:
 
 def _at(result: AttackResult, member: NDArray[np.bool_], confidence: float, rng: np.random.Generator) -> Any:
     assert result.scores is not None
-    return evaluate(result.scores, member, name=result.name, confidence=confidence, rng=rng)
+    return evaluate_scores(result.attack, result.scores, member, confidence=confidence, rng=rng)
 
 
-def _why_not(
-    knowledge: frozenset[Knowledge],
-    results: Sequence[AttackResult],
-    own: Sequence[AttackResult],
-    previous: str | None,
-) -> str:
-    tried = [r for r in results if r.evaluation is None and r.attack.needs <= knowledge]
-    if tried and not own:
-        return f"{tried[0].name} {tried[0].status}: {tried[0].reason}"
-    weaker = f"at least what the {previous} achieves; " if previous else ""
-    return weaker + "no attack of this adversary was run"
+def _why_not(adversary: Adversary, results: Sequence[AttackResult], measured: Sequence[Adversary]) -> str:
+    """Why no attack of this adversary has figures, and whose achievements are the least that it can do."""
+    own = [r for r in results if adversary_for(r.attack.needs).name == adversary.name]
+    why = f"{own[0].name} {own[0].status}: {own[0].reason}" if own else "no attack of this adversary was asked for"
+    if len(own) > 1:
+        why += f" ({len(own) - 1} more likewise)"
+    weaker = [a.name for a in measured if a.knowledge <= adversary.knowledge]
+    return f"at least what the {weaker[-1]} achieves; {why}" if weaker else why

@@ -136,8 +136,8 @@ def score_records(
 
     An `InformedAttack` is cross-fitted: the records are split into folds with the same share of members, and each fold
     is scored by a fresh attack object that learnt from the other folds and was given nothing about this one but its
-    evidence. What it left in attributes of its class is undone before the next fold, which it would there find records
-    of whose membership it was told here. Any other attack is given the evidence and never `member`.
+    evidence. Attributes of its class are put back after each fold: kept, they would tell the next fold the
+    membership of the records that it scores. Any other attack is given the evidence and never `member`.
 
     Parameters
     ----------

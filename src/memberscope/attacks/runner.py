@@ -5,14 +5,22 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memberscope import seeds
-from memberscope.attacks.base import HOW_TO_GET, Attack, InformedAttack, Scores, missing_knowledge, score_records
+from memberscope.attacks.base import (
+    HOW_TO_GET,
+    Attack,
+    InformedAttack,
+    Scores,
+    crossfit_confidence,
+    missing_knowledge,
+    score_records,
+)
 from memberscope.attacks.registry import all_attacks, get_attack
 from memberscope.errors import MemberscopeError
 from memberscope.evidence import Evidence
@@ -29,6 +37,9 @@ class Null:
 
     `auc` is the figure with an interval at `confidence`, wide enough that all attacks of an audit pass together with
     probability 99 % when none of them cheats.
+
+    An attack that learns is fitted anew on the permuted membership, and *before* it is told the true one: if it kept
+    what it was told in one fold to use it in another, it then betrays itself on labels that mean nothing.
     """
 
     auc: Estimate
@@ -46,7 +57,7 @@ class Null:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What became of one attack that was asked for."""
+    """What became of one attack that was asked for; `seconds` is the time it took to score the records."""
 
     attack: type[Attack]
     status: Status
@@ -106,7 +117,6 @@ def run_attacks(
     seed: int = 0,
     folds: int = 5,
     confidence: float = 0.95,
-    groups: NDArray[np.int64] | None = None,
     on_start: Callable[[str, int, int], None] | None = None,
 ) -> list[AttackResult]:
     """Run, evaluate and null-test each attack; one that cannot run or fails is reported, never left out.
@@ -116,18 +126,24 @@ def run_attacks(
     attacks
         In the order of the results.
     evidence
-        About N records.
+        About N records. The attacks get it in random order, for in a pool the members may come first; with the answers
+        of reference models, which would have to be copied for that, in the order given.
     member
         bool [N].
     class_names
         C names, for the figures per class.
     seed
         Each attack draws from its own stream of it, so that results do not depend on which others run.
-    folds, confidence, groups
-        As in `score_records` and `evaluate`.
+    folds, confidence
+        As in `score_records` and `evaluate_scores`.
     on_start
         Called with name, position (from 0) and number of attacks before each.
     """
+    order = np.arange(evidence.n_records)
+    if evidence.reference_logits is None:
+        order = seeds.generator(seed, "attacks", "order of records").permutation(order)
+        evidence, member = evidence.take(order), member[order]
+    back = np.argsort(order)
     null_confidence = 1 - 0.01 / max(1, len(attacks))
     results = []
     for position, attack in enumerate(attacks):
@@ -140,44 +156,70 @@ def run_attacks(
             continue
         started = time.perf_counter()
         try:
+            permuted, null_scores = _null_scores(attack, evidence, member, seed, folds)
+            started = time.perf_counter()
             scores = score_records(
-                attack, evidence, member, rng=seeds.generator(seed, "attacks", attack.name), folds=folds, groups=groups
+                attack, evidence, member, rng=seeds.generator(seed, "attacks", attack.name), folds=folds
             )
-            evaluation = evaluate(
+            seconds = time.perf_counter() - started
+            evaluation = evaluate_scores(
+                attack,
                 scores,
                 member,
-                name=attack.name,
-                label=evidence.labels,
-                class_names=class_names,
-                probability=attack.probability,
                 confidence=confidence,
                 rng=seeds.generator(seed, "evaluation", attack.name),
+                label=evidence.labels,
+                class_names=class_names,
             )
-            null = _null(attack, evidence, member, scores, seed, folds, null_confidence, groups)
+            ranking = rank(scores if null_scores is None else null_scores, permuted)
+            null = Null(auc_estimate(ranking, interval_level(attack, null_confidence)), null_confidence)
         except MemberscopeError as error:
-            results.append(AttackResult(attack, "failed", str(error), time.perf_counter() - started))
+            reason = ". ".join(part for part in (error.problem, error.hint) if part)
+            results.append(AttackResult(attack, "failed", reason, time.perf_counter() - started))
         except Exception as error:  # an attack may be anybody's code: its bug is reported, and the others go on
             where = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
             results.append(AttackResult(attack, "failed", reason, time.perf_counter() - started))
         else:
-            seconds = time.perf_counter() - started
-            results.append(AttackResult(attack, "run", "", seconds, scores, evaluation, null))
+            results.append(AttackResult(attack, "run", "", seconds, scores[back], evaluation, null))
     return results
 
 
-def _null(
+def interval_level(attack: type[Attack], confidence: float) -> float:
+    """The level at which this attack's intervals hold `confidence`: scores that were cross-fitted need a wider one."""
+    return crossfit_confidence(confidence) if issubclass(attack, InformedAttack) else confidence
+
+
+def evaluate_scores(
     attack: type[Attack],
-    evidence: Evidence,
-    member: NDArray[np.bool_],
     scores: Scores,
-    seed: int,
-    folds: int,
+    member: NDArray[np.bool_],
+    *,
     confidence: float,
-    groups: NDArray[np.int64] | None,
-) -> Null:
+    rng: np.random.Generator,
+    label: NDArray[np.int64] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Evaluation:
+    """The figures of an attack, with intervals that hold `confidence` for cross-fitted scores too."""
+    evaluation = evaluate(
+        scores,
+        member,
+        name=attack.name,
+        label=label,
+        class_names=class_names,
+        probability=attack.probability,
+        confidence=interval_level(attack, confidence),
+        rng=rng,
+    )
+    return replace(evaluation, confidence=confidence)
+
+
+def _null_scores(
+    attack: type[Attack], evidence: Evidence, member: NDArray[np.bool_], seed: int, folds: int
+) -> tuple[NDArray[np.bool_], Scores | None]:
+    """A permuted membership, and what an attack that learns from it then answers; None for one that does not learn."""
     rng = seeds.generator(seed, "nulls", attack.name)
     permuted = rng.permutation(member)
-    if issubclass(attack, InformedAttack):  # it learns from membership, so it must learn from the permuted one
-        scores = score_records(attack, evidence, permuted, rng=rng, folds=folds, groups=groups)
-    return Null(auc_estimate(rank(scores, permuted), confidence), confidence)
+    if not issubclass(attack, InformedAttack):
+        return permuted, None
+    return permuted, score_records(attack, evidence, permuted, rng=rng, folds=folds)
