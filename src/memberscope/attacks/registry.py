@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from memberscope.attacks.base import Attack
 from memberscope.attacks.four_features import BoostedTreesFourFeatures, LogisticRegressionFourFeatures
@@ -45,21 +45,34 @@ def all_attacks() -> dict[str, type[Attack]]:
     Raises
     ------
     ConfigError
-        An entry point that is not an attack, or takes a name that is in use.
+        An entry point that cannot be loaded, is not a complete attack, or takes a name that is in use.
     """
     found = dict(ATTACKS)
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        attack = point.load()
-        if not (inspect.isclass(attack) and issubclass(attack, Attack)):
-            raise ConfigError(
-                f"entry point {point.name!r} ({point.value}) is not a subclass of Attack", "see CONTRIBUTING"
-            )
+        attack = _loaded(point)
         if attack.name in found:
             raise ConfigError(
                 f"entry point {point.name!r} takes the attack name {attack.name!r}, which is in use", "rename it"
             )
         found[attack.name] = attack
     return found
+
+
+def _loaded(point: EntryPoint) -> type[Attack]:
+    where = f"entry point {point.name!r} ({point.value})"
+    try:
+        attack = point.load()
+    except Exception as error:  # it may be anybody's code
+        raise ConfigError(
+            f"{where} cannot be loaded: {type(error).__name__}: {error}", "mend or uninstall the package that adds it"
+        ) from error
+    if not (inspect.isclass(attack) and issubclass(attack, Attack)):
+        raise ConfigError(f"{where} is not a subclass of Attack", "see CONTRIBUTING.md")
+    lacking = [name for name in ("name", "title", "needs", "card") if not hasattr(attack, name)]
+    lacking += sorted(getattr(attack, "__abstractmethods__", ()))
+    if lacking:
+        raise ConfigError(f"{where} lacks {', '.join(lacking)}", "see CONTRIBUTING.md")
+    return attack
 
 
 def get_attack(name: str) -> type[Attack]:
