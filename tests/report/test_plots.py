@@ -141,3 +141,13 @@ def test_a_missing_test_accuracy_or_validation_is_left_out(tmp_path):
     plots.accuracy_curve(tmp_path / "a.png", history, test=None)
     plots.loss_curve(tmp_path / "l.png", history, test=float("nan"))
     assert ink(tmp_path / "a.png") > 0.01
+
+
+def test_confidences_near_one_are_told_apart(tmp_path):
+    member = np.arange(200) < 100
+    far, near = np.where(member, 0.9999, 0.99), np.where(member, 0.9901, 0.99)
+    for name, values in (("far", far), ("near", near)):
+        plots.class_confidence_histogram(tmp_path / f"{name}.png", 0, "a", values, member)
+    assert (tmp_path / "far.png").read_bytes() != (tmp_path / "near.png").read_bytes()
+    plots.class_confidence_histogram(tmp_path / "ends.png", 0, "a", np.where(member, 1.0, 0.0), member)
+    assert ink(tmp_path / "ends.png") > 0.02

@@ -139,7 +139,7 @@ def test_an_attack_that_cannot_be_told_from_guessing_is_called_so(make_results):
             row["tpr"]["estimate"] |= {"value": 0.011, "low": 0.006, "high": 0.02}
             row["auc"] |= {"value": 0.503, "low": 0.49, "high": 0.52}
     text = read(render(results)).text
-    assert "this audit cannot tell the attack from guessing" in text
+    assert "by this count the audit cannot tell the attack from guessing" in text
     assert "The interval includes 50" in text
     assert "can be recognised as training data" not in text
 

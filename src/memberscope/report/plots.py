@@ -41,6 +41,7 @@ FPR_LABEL = "False-positive rate (non-members called members)"
 TPR_LABEL = "True-positive rate (members found)"
 WIDE = (7.2, 5.2)
 HISTOGRAM_BINS = 30
+CONFIDENCE_TICKS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 MOST_BANDS = 3
 
 
@@ -226,6 +227,9 @@ def class_confidence_histogram(
 ) -> None:
     """How confident the model is on members and on non-members of one class.
 
+    The axis is that of the log-odds, labelled in probabilities: on a linear one a trained model puts nearly every
+    record into the last bin, and what sets members apart (0.99 against 0.9999) cannot be seen.
+
     Parameters
     ----------
     path
@@ -237,28 +241,34 @@ def class_confidence_histogram(
     member
         bool [n].
     """
-    values = np.asarray(confidence, np.float64)
-    edges = np.linspace(min(0.5, float(values.min(initial=0.5))), 1, HISTOGRAM_BINS + 1)
+    odds = _log_odds(np.asarray(confidence, np.float64))
+    edges = np.linspace(min(0.0, float(odds.min(initial=0.0))), _log_odds(np.asarray(1.0)), HISTOGRAM_BINS + 1)
     missing = _missing_group(int(member.sum()), int((~member).sum()))
     with drawing(path, (4.6, 4.2), _class_title("Confidence", label, name), box=(0.14, 0.19, 0.8, 0.73)) as axes:
-        caption(
-            axes,
-            f"{missing}: nothing to compare" if missing else "Where the two differ, confidence gives away members.",
-        )
-        if not len(values):
+        reading = "Where the two differ, confidence gives away members. Last bin: above 0.99998."
+        caption(axes, f"{missing}: nothing to compare" if missing else reading)
+        if not len(odds):
             say(axes, "no records of this class")
             return
         for group, colour, dash, text in (
-            (values[member], MEMBER, "-", "members"),
-            (values[~member], NONMEMBER, (0, (4, 1.5)), "non-members"),
+            (odds[member], MEMBER, "-", "members"),
+            (odds[~member], NONMEMBER, (0, (4, 1.5)), "non-members"),
         ):
             if len(group):
                 shares = 100 * np.histogram(group, edges)[0] / len(group)
                 axes.stairs(shares, edges, color=colour, fill=True, alpha=0.2)
                 axes.stairs(shares, edges, color=colour, ls=dash, lw=1.5, label=f"{text} (n = {count(len(group))})")
-        axes.set(xlim=(edges[0], 1), ylim=(0, None))
+        ticks = [p for p in CONFIDENCE_TICKS if _log_odds(np.asarray(p)) >= edges[0]]
+        axes.set_xticks(_log_odds(np.asarray(ticks)), [f"{p:g}" for p in ticks])
+        axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.2 * axes.get_ylim()[1]))
         axes.set(xlabel="Largest probability in the model's answer", ylabel="Share of the group (%)")
         axes.legend(loc="upper left")
+
+
+def _log_odds(confidence: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-odds to base 10, between those of 1e-3 and of 1 - 1e-5, beyond which records share a bin."""
+    p = np.clip(confidence, 1e-3, 1 - 1e-5)
+    return np.asarray(np.log10(p) - np.log10(1 - p))
 
 
 def _loglog(

@@ -176,7 +176,7 @@ def p_value(p: Any) -> str:
     """A p-value: ``p = 0.0312``, ``p < 0.001``."""
     if not known(p):
         return f"p {MISSING}"
-    return "p < 0.001" if p < 0.001 else f"p = {significant(p)}"
+    return "p < 0.001" if p < 0.001 else "p = 1" if p > 0.9995 else f"p = {significant(p)}"
 
 
 def shorten(text: str, length: int) -> str:
