@@ -69,9 +69,15 @@ def test_the_attack_of_another_package_is_found(add: Callable[[str], None], monk
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        ("no_such_package:X", "entry point 'point0' (no_such_package:X) cannot be loaded: ModuleNotFoundError: No module"),
+        (
+            "no_such_package:X",
+            "entry point 'point0' (no_such_package:X) cannot be loaded: ModuleNotFoundError: No module",
+        ),
         ("their_attacks:Missing", "entry point 'point0' (their_attacks:Missing) cannot be loaded: AttributeError: "),
-        ("their_attacks:NOT_AN_ATTACK", "entry point 'point0' (their_attacks:NOT_AN_ATTACK) is not a subclass of Attack"),
+        (
+            "their_attacks:NOT_AN_ATTACK",
+            "entry point 'point0' (their_attacks:NOT_AN_ATTACK) is not a subclass of Attack",
+        ),
         ("their_attacks:Nameless", "entry point 'point0' (their_attacks:Nameless) lacks name, title, card, score"),
         ("memberscope.attacks.threshold:Loss", "entry point 'point0' takes the attack name 'loss', which is in use"),
     ],
