@@ -144,9 +144,9 @@ class _Room:
         k = self._group.n_models
         n_in = self._group.n_in[rows]
         n = len(n_in)
-        self._flat = self._space[: n * k + 1]
-        self._flat[-1] = 0.0  # an empty last segment begins here
-        self.block = self._flat[:-1].reshape(n, k)
+        self._space[n * k] = 0.0  # where an empty last segment begins
+        self._flat = self._space[: n * k + int(n_in[-1] == k)]
+        self.block = self._space[: n * k].reshape(n, k)
         if not self._group.balanced:
             first = np.arange(n, dtype=np.intp) * k
             self._borders = np.stack([first, first + n_in], axis=1).ravel()
