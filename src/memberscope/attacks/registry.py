@@ -8,7 +8,26 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from memberscope.attacks.base import Attack
+from memberscope.attacks.base_score import BaseOfflineT2
+from memberscope.attacks.bayes_lira import LiraOfflineBayes, LiraOnlineBayes
+from memberscope.attacks.calibration import AttackR, DifficultyCalibration, DifficultyMidpoint, DifficultyMidpointPhi
+from memberscope.attacks.class_calibrated import ClassCalibratedModifiedEntropy
+from memberscope.attacks.eb_lira import EbLira
+from memberscope.attacks.ensemble import Ensemble
 from memberscope.attacks.four_features import BoostedTreesFourFeatures, LogisticRegressionFourFeatures
+from memberscope.attacks.fusion import RankFusion
+from memberscope.attacks.lira import (
+    LiraOfflineOneSided,
+    LiraOfflineOneSidedPerRecord,
+    LiraOfflineTwoSided,
+    LiraOnlinePerRecord,
+    LiraOnlinePooled,
+)
+from memberscope.attacks.population import AttackP
+from memberscope.attacks.quantile_regression import QuantileRegression
+from memberscope.attacks.rapid import Rapid
+from memberscope.attacks.rmia import RmiaOffline, RmiaOfflinePopulation, RmiaOfflineT2, RmiaOnline, RmiaOnlineT2
+from memberscope.attacks.shokri import ShadowClassifier
 from memberscope.attacks.threshold import (
     Confidence,
     CorrectnessGap,
@@ -34,6 +53,31 @@ ATTACKS: dict[str, type[Attack]] = {
         Confidence,
         Entropy,
         ModifiedEntropy,
+        AttackP,
+        QuantileRegression,
+        ClassCalibratedModifiedEntropy,
+        ShadowClassifier,
+        DifficultyCalibration,
+        AttackR,
+        LiraOfflineOneSided,
+        LiraOfflineOneSidedPerRecord,
+        LiraOfflineTwoSided,
+        LiraOfflineBayes,
+        RmiaOffline,
+        RmiaOfflineT2,
+        RmiaOfflinePopulation,
+        BaseOfflineT2,
+        Rapid,
+        DifficultyMidpoint,
+        DifficultyMidpointPhi,
+        LiraOnlinePooled,
+        LiraOnlinePerRecord,
+        LiraOnlineBayes,
+        EbLira,
+        RmiaOnline,
+        RmiaOnlineT2,
+        RankFusion,
+        Ensemble,
     )
 }
 
