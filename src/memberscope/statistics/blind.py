@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _GRID = 8  # images are averaged down to at most 8 x 8 cells
+_CHUNK_VALUES = 2**24  # pixels that are float32 at a time, 64 MB
+_SQUARED = 1024  # features of which the squares are features too, at most
 
 
 @dataclass(frozen=True)
 class BlindResult:
     """How well a classifier on the records alone, cross-fitted, tells members from non-members.
 
-    `p_value` is exact: the share of membership permutations, each fitted anew, that do at least as well.
+    `p_value` is exact: the share of membership permutations, each fitted anew, that do at least as well. `null_95` is
+    the AUC that one in twenty of them exceeds.
     """
 
     auc: float
@@ -33,7 +36,7 @@ class BlindResult:
 
 @dataclass(frozen=True)
 class DuplicateResult:
-    """Records with exactly equal content on both sides."""
+    """Records with exactly equal content on both sides; `first_pair` is a member and a non-member with the same."""
 
     member_records: int
     nonmember_records: int
@@ -54,28 +57,37 @@ def record_features(x: NDArray[np.generic], y: NDArray[np.int64], n_classes: int
     -------
     float64 [N, F], standardised, no constant column.
     """
-    n = len(x)
     if x.ndim == 4:
-        pixels = x.astype(np.float32) / 255
-        channels, height, width = pixels.shape[1:]
-        rows = np.array_split(np.arange(height), min(_GRID, height))
-        columns = np.array_split(np.arange(width), min(_GRID, width))
-        bands = np.stack([pixels[:, :, r].mean(axis=2) for r in rows], axis=2)
-        small = np.stack([bands[:, :, :, c].mean(axis=3) for c in columns], axis=3).reshape(n, -1)
-        spread = pixels.std(axis=(2, 3)).reshape(n, channels)
-        sharp = np.abs(np.diff(pixels, axis=3)).mean(axis=(2, 3)).reshape(n, channels)
-        content = np.concatenate([small, spread, sharp], axis=1)
+        step = max(1, _CHUNK_VALUES // max(1, int(np.prod(x.shape[1:]))))
+        content = np.concatenate([_picture_features(x[start : start + step]) for start in range(0, len(x), step)])
     else:
-        content = x.astype(np.float32).reshape(n, -1)
-    content = content.astype(np.float64)
-    content -= content.mean(axis=0)
-    content /= np.maximum(content.std(axis=0), 1e-12)
-    parts = [content, content**2] if content.shape[1] <= 1024 else [content]
+        content = x.reshape(len(x), -1).astype(np.float64)
+    content = _standardised(content)
+    parts = [content, content**2] if content.shape[1] <= _SQUARED else [content]
     parts.append((y[:, None] == np.arange(n_classes)).astype(np.float64))
-    features = np.concatenate(parts, axis=1)
-    features -= features.mean(axis=0)
-    scale = features.std(axis=0)
-    return np.asarray(features[:, scale > 1e-9] / scale[scale > 1e-9])
+    return _standardised(np.concatenate(parts, axis=1))
+
+
+def _picture_features(x: NDArray[np.generic]) -> Floats:
+    """Cells of a small picture, spread and sharpness of each channel: float64 [N, F] from uint8 [N, C, H, W]."""
+    pixels = x.astype(np.float32) / 255
+    n, _, height, width = pixels.shape
+    rows = np.array_split(np.arange(height), min(_GRID, height))
+    columns = np.array_split(np.arange(width), min(_GRID, width))
+    bands = np.stack([pixels[:, :, r].mean(axis=2) for r in rows], axis=2)
+    small = np.stack([bands[:, :, :, c].mean(axis=3) for c in columns], axis=3).reshape(n, -1)
+    parts = [small, pixels.std(axis=(2, 3))]
+    if width > 1:
+        parts.append(np.abs(np.diff(pixels, axis=3)).mean(axis=(2, 3)))
+    return np.concatenate(parts, axis=1).astype(np.float64)
+
+
+def _standardised(values: Floats) -> Floats:
+    """Mean 0 and standard deviation 1 in each column; constant columns are left out."""
+    centred = values - values.mean(axis=0)
+    scale = centred.std(axis=0)
+    varies = scale > 1e-9 * np.maximum(1e-3, np.abs(values).max(axis=0, initial=0))
+    return np.asarray(centred[:, varies] / scale[varies])
 
 
 def blind_baseline(
@@ -91,8 +103,8 @@ def blind_baseline(
 ) -> BlindResult:
     """Cross-fitted ridge discriminant on the records alone, against permutations of membership.
 
-    Ridge regression on the class weights' +-1 target is a linear discriminant, and its solution for every permutation
-    comes from one factorisation a fold, so the permutation test refits honestly at little cost.
+    Ridge regression on the centred membership is a linear discriminant, and its solution for every permutation comes
+    from one factorisation a fold, so the permutation test refits honestly at little cost.
 
     Parameters
     ----------
@@ -101,7 +113,7 @@ def blind_baseline(
     at_most
         Records used, drawn with equal shares of members and non-members where there are more.
     """
-    rows = _subsample(member, at_most, rng)
+    rows = _subsample(member, at_most, rng)  # in random order: nothing below may depend on where members stand
     features, truth = record_features(x[rows], y[rows], n_classes), member[rows]
     n, width = features.shape
     targets = np.empty((n, permutations + 1))
@@ -143,18 +155,27 @@ def label_p_value(y: NDArray[np.int64], member: NDArray[np.bool_], n_classes: in
     return float(chdtrc(table.shape[1] - 1, statistic))
 
 
-def duplicates(x: NDArray[np.generic], member: NDArray[np.bool_]) -> DuplicateResult:
-    """Records whose content is exactly equal to that of a record of the other group."""
+def duplicates(
+    x: NDArray[np.generic], member: NDArray[np.bool_], index: NDArray[np.int64] | None = None
+) -> DuplicateResult:
+    """Records whose content is exactly equal to that of a record of the other group.
+
+    Parameters
+    ----------
+    x, member
+        Records [N, ...] and bool [N].
+    index
+        int64 [N], the pool index of each record, by which the pair is named; default: 0..N-1.
+    """
     flat = np.ascontiguousarray(x.reshape(len(x), -1))
-    keys = flat.view(np.dtype((np.void, flat.shape[1] * flat.itemsize))).ravel()
-    hashes = np.fromiter((hash(k.tobytes()) for k in keys), np.int64, len(keys))
+    hashes = np.fromiter((hash(row.tobytes()) for row in flat), np.int64, len(flat))
     in_members = np.isin(hashes, hashes[~member]) & member
     in_nonmembers = np.isin(hashes, hashes[member]) & ~member
     first = None
     if in_members.any():
         a = int(np.flatnonzero(in_members)[0])
-        partners = np.flatnonzero(in_nonmembers & (hashes == hashes[a]))
-        first = (a, int(partners[0]))
+        b = int(np.flatnonzero(in_nonmembers & (hashes == hashes[a]))[0])
+        first = (a, b) if index is None else (int(index[a]), int(index[b]))
     return DuplicateResult(int(in_members.sum()), int(in_nonmembers.sum()), first)
 
 
@@ -162,14 +183,20 @@ def _subsample(member: NDArray[np.bool_], at_most: int, rng: np.random.Generator
     half = at_most // 2
     groups = [np.flatnonzero(g) for g in (member, ~member)]
     taken = [rng.permutation(g)[:half] if len(g) > half else g for g in groups]
-    return np.sort(np.concatenate(taken))
+    return rng.permutation(np.concatenate(taken))
 
 
 def _column_aucs(scores: Floats, positive: NDArray[np.bool_]) -> Floats:
-    """AUC of every column; the scores of a ridge fit are continuous, so ties do not matter."""
-    ranks = np.empty(scores.shape)
+    """AUC of every column, half a success for each tie: records of equal content have equal scores."""
+    n = len(scores)
     order = scores.argsort(axis=0)
-    np.put_along_axis(ranks, order, np.arange(1.0, len(scores) + 1)[:, None], axis=0)
+    ordered = np.take_along_axis(scores, order, axis=0)
+    place = np.arange(n)[:, None]
+    new = np.concatenate([np.ones((1, scores.shape[1]), bool), ordered[1:] != ordered[:-1]])
+    first = np.maximum.accumulate(np.where(new, place, 0), axis=0)
+    ends = np.concatenate([new[1:], np.ones((1, scores.shape[1]), bool)])
+    last = np.minimum.accumulate(np.where(ends, place, n)[::-1], axis=0)[::-1]
+    ranks = 1 + (first + last) / 2
+    of_positive = (ranks * np.take_along_axis(positive, order, axis=0)).sum(axis=0)
     n_positive = positive.sum(axis=0)
-    n_negative = len(scores) - n_positive
-    return np.asarray(((ranks * positive).sum(axis=0) - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+    return np.asarray((of_positive - n_positive * (n_positive + 1) / 2) / (n_positive * (n - n_positive)))
