@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memberscope.errors import ConfigError
+from memberscope.statistics.evaluation import FPRS
 
 Verdict = Literal["within", "exceeds", "cannot tell"]
 EXIT_CODES: dict[Verdict, int] = {"within": 0, "exceeds": 1, "cannot tell": 2}
@@ -31,7 +32,7 @@ class Policy:
     threshold
         The largest acceptable value, in [0, 1].
     fpr
-        The false-positive rate of ``tpr``.
+        The false-positive rate of ``tpr``, one of those that are evaluated.
     owner, reason
         Who set the threshold, and why.
     """
@@ -58,8 +59,10 @@ def read_policy(path: Path) -> Policy:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read the policy {path}: {error}", f"expected TOML such as {_EXAMPLE}") from None
     table = content.get("policy", content)
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: policy is not a table", f"expected TOML such as {_EXAMPLE}")
     known = set(Policy.__dataclass_fields__)
-    unknown = sorted(set(table) - known) if isinstance(table, dict) else ["policy"]
+    unknown = sorted(set(table) - known)
     if unknown:
         raise ConfigError(f"{path}: unknown key {unknown[0]!r}", f"known: {', '.join(sorted(known))}")
     try:
@@ -67,8 +70,14 @@ def read_policy(path: Path) -> Policy:
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: {told}", f"expected TOML such as {_EXAMPLE}") from None
-    if not 0 <= policy.threshold <= 1 or not 0 < policy.fpr < 1:
-        raise ConfigError(f"{path}: threshold and fpr must lie in [0, 1]", f"expected TOML such as {_EXAMPLE}")
+    if not 0 <= policy.threshold <= 1:
+        raise ConfigError(
+            f"{path}: threshold = {policy.threshold} is outside [0, 1]", "it is a share, not a percentage"
+        )
+    if not any(_same(policy.fpr, fpr) for fpr in FPRS):
+        raise ConfigError(
+            f"{path}: no figure is computed at fpr = {policy.fpr}", f"one of {', '.join(f'{f:g}' for f in FPRS)}"
+        )
     return policy
 
 
@@ -76,7 +85,8 @@ def judge(policy: Policy, attacks: Sequence[Mapping[str, Any]]) -> dict[str, Any
     """Hold every attack's figure against the policy: by its interval, not by its point.
 
     The worst attack decides. Each interval is the one printed for that attack; where the verdict turns on the best of
-    many, the interval of the exposure ladder (corrected for the choice) is the one to quote.
+    many, the interval of the exposure ladder (corrected for the choice) is the one to quote. Nothing is called within
+    the policy while an attack that was asked for failed: it could have been the worst.
 
     Parameters
     ----------
@@ -85,7 +95,8 @@ def judge(policy: Policy, attacks: Sequence[Mapping[str, Any]]) -> dict[str, Any
     """
     found = [(a["name"], _figure(policy, a["evaluation"])) for a in attacks if a["evaluation"] is not None]
     usable = [(name, figure) for name, figure in found if figure is not None and figure["low"] is not None]
-    at = f" at {policy.fpr:.4g} false positives" if policy.metric == "tpr" else ""
+    failed = [a["name"] for a in attacks if a["status"] == "failed"]
+    at = f" at a false-positive rate of {policy.fpr:.4g}" if policy.metric == "tpr" else ""
     metric = {"tpr": "true-positive rate", "auc": "ROC-AUC", "advantage": "advantage"}[policy.metric] + at
     verdict: Verdict
     if not usable:
@@ -96,13 +107,22 @@ def judge(policy: Policy, attacks: Sequence[Mapping[str, Any]]) -> dict[str, Any
         if worst["low"] > policy.threshold:
             verdict = "exceeds"
             text = f"{metric} of {name} is {_shown(worst)}, wholly above {policy.threshold:.4g}"
-        elif upper["high"] <= policy.threshold and len(usable) == len(found):
-            verdict = "within"
-            text = f"{metric} is at most {upper['high']:.4g} ({reach}: {_shown(upper)}), within {policy.threshold:.4g}"
-        else:
+        elif upper["high"] > policy.threshold:
             verdict = "cannot tell"
             text = f"{metric} of {reach} is {_shown(upper)}, and the threshold {policy.threshold:.4g} lies inside"
+        else:
+            verdict = "within"
+            text = f"{metric} is at most {upper['high']:.4g} ({reach}: {_shown(upper)}), within {policy.threshold:.4g}"
+            lacking = [name for name, _ in found if name not in dict(usable)]
+            if failed or lacking:
+                verdict = "cannot tell"
+                missing = f"{', '.join(failed)} failed" if failed else f"{', '.join(lacking)} has no such figure"
+                text = f"of the attacks with a figure, {text}; but {missing}"
     return {**asdict(policy), "verdict": verdict, "text": text, "exit_code": EXIT_CODES[verdict]}
+
+
+def _same(one: float, other: float) -> bool:
+    return abs(one - other) <= 1e-9 * other
 
 
 def _shown(estimate: Mapping[str, Any]) -> str:
@@ -114,7 +134,7 @@ def _figure(policy: Policy, evaluation: Mapping[str, Any]) -> Mapping[str, Any] 
         figure: Mapping[str, Any] = evaluation[policy.metric]
         return figure
     for point in evaluation["operating_points"]:
-        if abs(point["fpr"] - policy.fpr) < 1e-12 and point["supported"]:
+        if _same(policy.fpr, point["fpr"]) and point["supported"]:
             tpr: Mapping[str, Any] | None = point["tpr"]
             return tpr
     return None
