@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from memberscope.errors import ConfigError
 from memberscope.training.recipe import Recipe
+
+Protocol = Literal["holdout", "random-half"]
+
+_PATHS = ("data_dir", "weights", "membership", "policy", "out", "models_dir")
+_LISTS = ("attacks", "ignore", "mean", "std")
+# name: (type, smallest, first value above the range, what is expected)
+_NUMBERS: dict[str, tuple[type, float, float, str]] = {
+    "validation_fraction": (float, 0, 0.5 + 1e-12, "in [0, 0.5]"),
+    "folds": (int, 2, 101, "from 2 to 100"),
+    "confidence": (float, 0.5, 1, "in [0.5, 1)"),
+    "seed": (int, 0, math.inf, "at least 0"),
+    "threads": (int, 1, math.inf, "at least 1"),
+    "pictures": (int, 0, math.inf, "at least 0"),
+}
+_FLAGS = ("unverified_data", "load", "resume")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +86,7 @@ class AuditConfig:
     dataset: str
     data_dir: Path | None = None
     unverified_data: bool | None = None
-    protocol: Literal["holdout", "random-half"] = "holdout"
+    protocol: Protocol = "holdout"
     validation_fraction: float = 0.1
     recipe: Recipe = field(default_factory=Recipe)
     weights: Path | None = None
@@ -92,16 +108,17 @@ class AuditConfig:
     models_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if not 2 <= self.folds <= 100:
-            raise ConfigError(f"folds = {self.folds} is outside 2..100", "5 is the default")
-        if not 0.5 <= self.confidence < 1:
-            raise ConfigError(f"confidence = {self.confidence} is outside [0.5, 1)", "0.95 is the default")
-        if self.seed < 0:
-            raise ConfigError(f"seed = {self.seed} is negative", "any integer from 0")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads = {self.threads}", "at least 1")
-        if self.pictures < 0:
-            raise ConfigError(f"pictures = {self.pictures}", "0 for none")
+        for f in fields(self):
+            object.__setattr__(self, f.name, _coerced(f.name, getattr(self, f.name)))
+        if not isinstance(self.dataset, str) or not self.dataset:
+            raise ConfigError(f"dataset = {self.dataset!r} is no name", "`memberscope list datasets` shows them all")
+        if self.protocol not in get_args(Protocol):
+            raise ConfigError(f"protocol = {self.protocol!r} is unknown", f"one of {', '.join(get_args(Protocol))}")
+        for name in _NUMBERS:
+            _check_number(name, getattr(self, name))
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool | None):
+                raise ConfigError(f"{name} = {getattr(self, name)!r} is neither true nor false")
         if (self.weights is None) != (self.membership is None):
             given, lacking = ("weights", "membership") if self.membership is None else ("membership", "weights")
             raise ConfigError(
@@ -114,8 +131,10 @@ class AuditConfig:
             )
         if bool(self.mean) != bool(self.std):
             raise ConfigError("--mean and --std go together", "give one number a channel for each")
-        if any(s <= 0 for s in self.std):
-            raise ConfigError(f"std = {self.std}", "standard deviations are positive")
+        if not all(isinstance(v, int | float) and math.isfinite(v) for v in (*self.mean, *self.std)):
+            raise ConfigError(f"mean = {self.mean}, std = {self.std} are not all numbers", "one number a channel")
+        if not all(s > 0 for s in self.std):
+            raise ConfigError(f"std = {self.std} is not positive", "standard deviations are positive")
         if not self.attacks:
             raise ConfigError("no attack was asked for", "auto runs all that the evidence allows")
 
@@ -147,7 +166,7 @@ def from_settings(settings: Mapping[str, Any], base: AuditConfig | None = None) 
     Raises
     ------
     ConfigError
-        An unknown setting; the nearest known one is named.
+        An unknown setting (the nearest known one is named), or a value that cannot be used.
     """
     import difflib
 
@@ -158,9 +177,11 @@ def from_settings(settings: Mapping[str, Any], base: AuditConfig | None = None) 
             near = difflib.get_close_matches(key, own | of_recipe, n=1)
             raise ConfigError(f"unknown setting {key!r}", f"did you mean {near[0]!r}?" if near else "see AuditConfig")
     recipe = settings.get("recipe") or (base.recipe if base else Recipe())
-    changed = {k: v for k, v in settings.items() if k in of_recipe}
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(f"recipe = {recipe!r} is no Recipe", "its settings can be named one by one: epochs=5")
+    changed = {k: _coerced(k, v) for k, v in settings.items() if k in of_recipe}
     recipe = Recipe.from_dict({**recipe.to_dict(), **changed})
-    mine = {k: _coerced(k, v) for k, v in settings.items() if k in own}
+    mine = {k: v for k, v in settings.items() if k in own}
     if base is not None:
         return replace(base, recipe=recipe, **mine)
     if "dataset" not in mine:
@@ -174,29 +195,40 @@ def to_toml(settings: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _coerced(key: str, value: Any) -> Any:
-    if key in ("data_dir", "weights", "membership", "policy", "out", "models_dir") and value is not None:
+def _coerced(name: str, value: Any) -> Any:
+    """Python values in the type that the setting has, where they mean the same."""
+    if hasattr(value, "tolist"):  # NumPy
+        value = value.tolist()
+    if name in _PATHS and value is not None:
         return Path(value)
-    if key in ("attacks", "ignore") and isinstance(value, str):
+    if name in _LISTS and isinstance(value, str | int | float):
         return (value,)
-    if isinstance(value, list):
-        return tuple(value)
-    return value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_number(name: str, value: Any) -> None:
+    kind, least, limit, expected = _NUMBERS[name]
+    if value is None and name == "threads":
+        return
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        raise ConfigError(
+            f"{name} = {value!r} is not a {'whole ' if kind is int else ''}number", f"expected {expected}"
+        )
+    if not least <= value < limit:
+        raise ConfigError(f"{name} = {value!r} is out of range", f"expected {expected}")
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, tuple):
-        return list(value)
-    return value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # a JSON string is a TOML basic string
+    if isinstance(value, str):  # a JSON string is a TOML basic string, but for the one control character it leaves
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     return repr(value)
