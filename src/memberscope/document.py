@@ -54,7 +54,7 @@ def assemble(
     )
     best = strongest(results, fpr)
     rule = (
-        f"the attack with the highest true-positive rate at {fpr:.4g} false positives, the lowest rate that "
+        f"the attack with the highest true-positive rate at a false-positive rate of {fpr:.4g}, the lowest that "
         f"{int((~member).sum()):,} non-members support"
         if fpr is not None
         else "the attack with the highest AUC: the non-members are too few for any false-positive rate"

@@ -10,7 +10,10 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
     """The answer first, then the attacks, then what to doubt."""
     lines = [answer(document)]
     table = attack_table(document)
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    reasons = sum(a["evaluation"] is None for a in document["attacks"])  # the last rows: words, and no figures to align
+    figures = table[: len(table) - reasons]
+    widths = [max(map(len, column)) for column in zip(*figures, strict=True)]
+    widths[0] = max(len(row[0]) for row in table)
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     doubts = [c for c in document["checks"] if c["status"] in ("problem", "caution")]
     lines += [f"{c['code']} {c['status']}: {c['text']}" for c in doubts]
@@ -19,7 +22,7 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
 
 def answer(document: Mapping[str, Any]) -> str:
     """One sentence in natural frequencies: what the strongest attack achieves."""
-    from memberscope.report.wording import frequency
+    from memberscope.report.wording import denominator, frequency
 
     row = strongest_row(document)
     if row is None:
@@ -28,7 +31,7 @@ def answer(document: Mapping[str, Any]) -> str:
     if row["tpr"] is None:
         return f"The strongest attack ({row['auc_attack']}) ranks members above non-members: {auc} (0.5 is guessing)."
     fpr, tpr = row["tpr"]["fpr"], row["tpr"]["estimate"]
-    n = 10_000
+    n = denominator(fpr)
     return (
         f"Of {n:,} members, the strongest attack ({row['attack']}) identifies about {frequency(tpr['value'], n)} "
         f"({row['confidence']:.1%} interval: {frequency(tpr['low'], n)} to {frequency(tpr['high'], n)}) while wrongly "
@@ -38,9 +41,13 @@ def answer(document: Mapping[str, Any]) -> str:
 
 
 def strongest_row(document: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The highest measured row of the exposure ladder."""
+    """The measured row of the exposure ladder that the headline attack stands in, with the widest correction.
+
+    Not the last one: an insider need not know what an informed stranger knows.
+    """
     measured = [row for row in document["ladder"] if row["status"] == "measured"]
-    return measured[-1] if measured else None
+    of_headline = [row for row in measured if row["attack"] == document["headline"]]
+    return max(of_headline or measured, key=lambda row: row["corrected_for"], default=None)
 
 
 def attack_table(document: Mapping[str, Any]) -> list[list[str]]:
