@@ -127,9 +127,9 @@ def test_the_answer_in_one_sentence() -> None:
     tpr, auc = row["tpr"]["estimate"], row["auc"]
     assert text == (
         f"Of 10,000 members, the strongest attack (loss) identifies about {round(1e4 * tpr['value']):,} "
-        f"(97.5% interval: {round(1e4 * tpr['low']):,} to {round(1e4 * tpr['high']):,}) while wrongly accusing 1,000 of 10,000 "
-        f"non-members; guessing would identify 1,000. Best ranking: loss, AUC {auc['value']:.3f} [{auc['low']:.3f}, "
-        f"{auc['high']:.3f}]."
+        f"(97.5% interval: {round(1e4 * tpr['low']):,} to {round(1e4 * tpr['high']):,}) while wrongly accusing 1,000 "
+        f"of 10,000 non-members; guessing would identify 1,000. Best ranking: loss, AUC {auc['value']:.3f} "
+        f"[{auc['low']:.3f}, {auc['high']:.3f}]."
     )
     assert answer(document_of(2400, (Needy,))) == "No attack could be run."
     small = answer(document_of(150))

@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(ordinary_mode(0o666))
         temporary.replace(path)
     except OSError as error:
         raise _write_error(path, error) from error
@@ -61,10 +61,11 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def ordinary_mode(mode: int) -> int:
+    """The permissions that a new file or folder would have: temporary ones are made for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mode & ~mask
 
 
 def _write_error(path: Path, error: OSError) -> MemberscopeError:

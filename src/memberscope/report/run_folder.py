@@ -19,27 +19,41 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from memberscope.document import SCHEMA_VERSION
 from memberscope.errors import MemberscopeError, RunFolderError
-from memberscope.files import write_bytes, write_json, write_text
+from memberscope.files import ordinary_mode, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from memberscope.result import Audit
 
-SCHEMA_VERSION = 1
+_NEEDED = ("run", "dataset", "records", "attacks", "headline", "ladder", "exposed", "checks", "settings", "environment")
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """A path ``parent/name_YYYY-MM-DD_HH-MM-SS`` that does not exist: two runs of one second wait for the next."""
-    while True:
-        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        folder = parent / f"{name}_{stamp}"
-        if not folder.exists():
-            return folder
-        time.sleep(0.2)
+    """Make the empty folder ``parent/name_YYYY-MM-DD_HH-MM-SS``: of two runs in one second, one waits for the next.
+
+    Raises
+    ------
+    MemberscopeError
+        The place cannot be written.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+            folder = parent / f"{name}_{stamp}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+            time.sleep(0.2)
+    except OSError as error:
+        raise _cannot_write(parent, error) from error
 
 
 def write(audit: Audit, folder: Path) -> Path:
-    """Write the run folder under a hidden name and rename it, so that a run folder is always complete.
+    """Write the run folder under a hidden name and rename it, so that a run folder is complete or empty.
+
+    An empty `folder` is taken, and is gone if the run could not be written.
 
     Raises
     ------
@@ -54,21 +68,25 @@ def write(audit: Audit, folder: Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        draft.chmod(ordinary_mode(0o777))
     except OSError as error:
-        raise MemberscopeError(
-            f"cannot write {folder.parent}: {error.strerror}", "choose a folder that can be written"
-        ) from error
+        raise _cannot_write(folder.parent, error) from error
     try:
         _fill(audit, draft, folder.name)
-        draft.chmod(0o755)
         draft.replace(folder)
     except OSError as error:
-        raise MemberscopeError(
-            f"cannot write {folder}: {error.strerror or error}", "free some space, or choose another folder with --out"
-        ) from error
+        raise _cannot_write(folder, error) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft.exists():
+            shutil.rmtree(draft, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     return folder
+
+
+def _cannot_write(path: Path, error: OSError) -> MemberscopeError:
+    told = f"cannot write {path}: {error.strerror or error}"
+    return MemberscopeError(told, "free some space, or choose another folder with --out")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -77,7 +95,7 @@ def read(folder: Path) -> dict[str, Any]:
     Raises
     ------
     RunFolderError
-        Not a run folder, or one of another schema.
+        Not a run folder, or one of another schema, or incomplete.
     """
     path = Path(folder) / "results.json"
     try:
@@ -86,15 +104,18 @@ def read(folder: Path) -> dict[str, Any]:
         raise RunFolderError(
             f"{folder} is not a run folder: it has no results.json", "give the folder of a run"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON
         raise RunFolderError(f"{path} cannot be read: {error}", "run the audit again") from None
-    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
-        found = document.get("schema_version") if isinstance(document, dict) else None
+    found = document.get("schema_version") if isinstance(document, dict) else None
+    if found != SCHEMA_VERSION or isinstance(found, bool):
         raise RunFolderError(
             f"{path} has schema version {found!r}, expected {SCHEMA_VERSION}",
             "render it with the version of memberscope that wrote it",
         )
-    return document
+    lacking = [key for key in _NEEDED if key not in document]
+    if lacking:
+        raise RunFolderError(f"{path} lacks {', '.join(lacking)}", "run the audit again")
+    return dict(document)
 
 
 def rerender(folder: Path) -> Path:
@@ -127,14 +148,34 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Runs take turns by a lock on a file beside the table, and the table is replaced whole: a reader or a crash never
     meets half a row. Columns that only some runs have are empty in the others.
+
+    Raises
+    ------
+    RunFolderError
+        The table there is not one that was written here; it stays as it is.
     """
     path = Path(path)
     with _lock(path.with_name(f".{path.name}.lock")):
-        old: list[dict[str, Any]] = []
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                old = list(csv.DictReader(file))
-        write_text(path, _csv_text([*old, *rows]))
+        write_text(path, _csv_text([*_table(path), *rows]))
+
+
+def _table(path: Path) -> list[dict[str, Any]]:
+    hint = "move it away, or choose another folder with --out"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RunFolderError(f"{path} is not a table of runs: {error}", hint) from None
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise RunFolderError(f"{path} is not a table of runs: row {number} has more fields than columns", hint)
+    return rows
+
+
+# confusion_matrix belongs to accuracy_youden, accuracy_confusion to the accuracy of a probability at 0.5.
+_OTHERS = ("optimal_threshold", "confusion_matrix", "accuracy_confusion")
 
 
 def _attack_columns(attack: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +183,7 @@ def _attack_columns(attack: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"attack": attack["name"], "status": attack["status"], "reason": attack["reason"]}
     names = ("attack_accuracy", "attack_roc_auc", "attack_avg_precision")
     if evaluation is None:
-        return {**row, **dict.fromkeys((*names, "optimal_threshold", "confusion_matrix"))}
+        return {**row, **dict.fromkeys((*names, *_OTHERS))}
     accuracy = evaluation["accuracy"] or evaluation["accuracy_youden"]
     figures = {
         "attack_accuracy": accuracy,
@@ -154,19 +195,17 @@ def _attack_columns(attack: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name, figure in figures.items():
         row |= {name: figure["value"], f"{name}_low": figure["low"], f"{name}_high": figure["high"]}
-    row["optimal_threshold"] = evaluation["optimal_threshold"]
-    row["confusion_matrix"] = json.dumps(evaluation["confusion_matrix"])
-    for point in evaluation["operating_points"]:
+    row |= {name: _cell(evaluation[name]) for name in _OTHERS}
+    for point in (*evaluation["operating_points"], evaluation["tpr_at_zero_fp"]):
         name, tpr = f"tpr_at_fpr_{point['fpr']:g}", point["tpr"] if point["supported"] else None
         row |= {f"{name}{end}": tpr and tpr[key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
     return row
 
 
 def _fill(audit: Audit, folder: Path, name: str) -> None:
-    from memberscope.report.render import render
-
     from memberscope.config import to_toml
     from memberscope.report.pictures import write_all
+    from memberscope.report.render import render
 
     document = json.loads(json.dumps(audit.document))
     document["run"]["id"] = name
@@ -222,6 +261,4 @@ def _lock(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        raise MemberscopeError(
-            f"cannot write {path.parent}: {error.strerror}", "choose another folder with --out"
-        ) from error
+        raise _cannot_write(path.parent, error) from error
