@@ -127,3 +127,10 @@ def test_weights_make_both_groups_count_the_same() -> None:
     weights = balanced_weights(member)
     assert weights.mean() == pytest.approx(1)
     assert weights[member].sum() == pytest.approx(weights[~member].sum())
+
+
+def test_records_in_the_same_leaves_do_not_tie() -> None:
+    member = mixed(1500)
+    evidence = target(1500, member, strength=1)
+    scores = score_records(BoostedTreesFourFeatures, evidence, member, rng=np.random.default_rng(0))
+    assert len(np.unique(scores)) == 1500

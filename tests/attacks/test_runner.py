@@ -281,3 +281,11 @@ def test_names_become_attacks() -> None:
         select(["los"], EVIDENCE)
     with pytest.raises(ConfigError, match=r"unknown attack 'xyzzy'\n  `memberscope list attacks` shows them all"):
         select(["xyzzy"], EVIDENCE)
+
+
+def test_equal_rankings_have_equal_figures() -> None:
+    one, other = run([Loss, made(lambda e: 3 * e.signals.true_log_probability + 1, "scaled")])
+    assert one.evaluation is not None
+    assert other.evaluation is not None
+    for figure in ("auc", "accuracy_youden", "balanced_accuracy", "average_precision", "confusion_matrix"):
+        assert getattr(one.evaluation, figure) == getattr(other.evaluation, figure), figure
