@@ -1,0 +1,174 @@
+"""Batches without per-record work: the records lie on the device as bytes, a batch is a few operations on all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Normalisation:
+    """The shift and scale of inputs: (value - mean) / std, where the value of a pixel byte is byte / 255.
+
+    Parameters
+    ----------
+    mean, std
+        float32 [C] of images, [d] of feature rows.
+    """
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+
+def measure(x: NDArray[Any], chosen: NDArray[np.bool_]) -> Normalisation:
+    """Mean and standard deviation of each channel or feature over the chosen records; constant ones keep std 1.
+
+    Parameters
+    ----------
+    x
+        uint8 [N, C, H, W] or float32 [N, d].
+    chosen
+        bool [N]: the members, so that nothing of other records enters the model.
+    """
+    index = np.flatnonzero(chosen)
+    axes = (0, 2, 3) if x.ndim == 4 else (0,)
+    scale = 255.0 if x.ndim == 4 else 1.0
+    count = len(index) * (int(np.prod(x.shape[2:])) if x.ndim == 4 else 1)
+    total = np.zeros(x.shape[1])
+    for start in range(0, len(index), _CHUNK):
+        total += x[index[start : start + _CHUNK]].sum(axis=axes, dtype=np.float64)
+    mean = total / count
+    squares = np.zeros(x.shape[1])
+    centre = mean.astype(np.float32).reshape(-1, 1, 1) if x.ndim == 4 else mean.astype(np.float32)
+    for start in range(0, len(index), _CHUNK):
+        off = x[index[start : start + _CHUNK]] - centre
+        squares += np.square(off, out=off).sum(axis=axes, dtype=np.float64)
+    std = np.sqrt(squares / count)
+    std[std < 1e-7 * np.maximum(1.0, np.abs(mean))] = scale
+    return Normalisation((mean / scale).astype(np.float32), (std / scale).astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """One epoch's random choices: the order of the records, and the augmentation of each.
+
+    Parameters
+    ----------
+    batches
+        int64 positions, an array a step.
+    flip
+        bool [n] or None.
+    offset
+        int64 [n, 2] or None: top and left edge of each crop, 0 .. 2 * padding.
+    """
+
+    batches: list[NDArray[np.int64]]
+    flip: NDArray[np.bool_] | None
+    offset: NDArray[np.int64] | None
+
+
+def draw(
+    n: int,
+    batch_size: int,
+    augmentation: tuple[str, ...],
+    padding: int,
+    batching: np.random.Generator,
+    augmenting: np.random.Generator,
+) -> Draws:
+    """Draw an epoch over n records: ceil(n / batch_size) batches whose sizes differ by one at most."""
+    batches = np.array_split(batching.permutation(n), -(-n // batch_size))
+    flip = augmenting.random(n) < 0.5
+    offset = augmenting.integers(0, 2 * padding + 1, size=(n, 2))
+    return Draws(batches, flip if "flip" in augmentation else None, offset if "crop" in augmentation else None)
+
+
+class Records:
+    """Records on a device, kept as they came (bytes of images channels last), normalised a batch at a time.
+
+    Parameters
+    ----------
+    x
+        uint8 [n, C, H, W] or float32 [n, d].
+    normalisation
+        Of the inputs.
+    device
+        Where the records lie and batches are made.
+    """
+
+    def __init__(self, x: NDArray[Any], normalisation: Normalisation, device: torch.device) -> None:
+        self.shape = x.shape[1:]
+        self.device = device
+        if x.ndim == 4:
+            x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+        flat = torch.from_numpy(np.ascontiguousarray(x).reshape(len(x), -1))
+        self._flat = flat.to(device)
+        mean, std = normalisation.mean.astype(np.float64), normalisation.std.astype(np.float64)
+        repeats, unit = (int(np.prod(self.shape[1:])), 255.0) if len(self.shape) == 3 else (1, 1.0)
+        # One row as long as a record: the channels' few numbers, broadcast inside a pixel, would not be vectorised.
+        self._scale = self._row(1 / (unit * std), repeats)
+        self._shift = self._row(-mean / std, repeats)
+
+    def __len__(self) -> int:
+        return len(self._flat)
+
+    @property
+    def padding(self) -> int:
+        """Pixels that a crop may move an image: an eighth of its height, 4 at 32x32 as is usual."""
+        return max(1, self.shape[1] // 8) if len(self.shape) == 3 else 0
+
+    def batch(self, index: NDArray[np.int64] | slice, draws: Draws | None = None, *, flipped: bool = False) -> Tensor:
+        """Give the normalised records of an index as float32 [B, C, H, W] (channels last in memory) or [B, d].
+
+        Parameters
+        ----------
+        index
+            Positions, or a slice of them.
+        draws
+            Augments these positions as drawn.
+        flipped
+            Mirror all of them left to right.
+        """
+        if isinstance(index, slice):
+            raw = self._flat[index]
+        else:
+            raw = self._flat.index_select(0, torch.from_numpy(index).to(self.device))
+            if draws is not None and (draws.flip is not None or draws.offset is not None):
+                raw = self._augmented(raw, index, draws)
+        x = torch.addcmul(self._shift, raw.float(), self._scale)
+        if len(self.shape) == 1:
+            return x
+        channels, height, width = self.shape
+        x = x.view(-1, height, width, channels)
+        return (x.flip(2) if flipped else x).permute(0, 3, 1, 2)
+
+    def _augmented(self, raw: Tensor, index: NDArray[np.int64], draws: Draws) -> Tensor:
+        channels, height, width = self.shape
+        images = raw.view(-1, height, width, channels)
+        if draws.offset is not None:
+            images = self._cropped(images, torch.from_numpy(draws.offset[index]).to(self.device))
+        if draws.flip is not None:
+            which = torch.from_numpy(np.flatnonzero(draws.flip[index])).to(self.device)
+            images[which] = images[which].flip(2)
+        return images.view(len(index), -1)
+
+    def _cropped(self, images: Tensor, offset: Tensor) -> Tensor:
+        count, height, width, channels = images.shape
+        high, wide, places = height + 2 * self.padding, width + 2 * self.padding, 2 * self.padding + 1
+        padded = images.new_zeros(count, high, wide, channels)  # black, as is usual
+        padded[:, self.padding : self.padding + height, self.padding : self.padding + width] = images
+        # Every window of every image as a view; indexing one window an image then copies whole rows.
+        row, image = wide * channels, high * wide * channels
+        windows = padded.as_strided((count, places, places, height, width * channels), (image, row, channels, row, 1))
+        chosen = windows[torch.arange(count, device=self.device), offset[:, 0], offset[:, 1]]
+        return chosen.view(count, height, width, channels)
+
+    def _row(self, values: NDArray[np.float64], repeats: int) -> Tensor:
+        row = np.tile(values, repeats).astype(np.float32)
+        return torch.from_numpy(row).to(self.device)[None]

@@ -1,0 +1,178 @@
+"""The state of a training between two epochs, in one safetensors file: a killed run goes on as if never stopped.
+
+All randomness of an epoch follows from the seed and the number of the epoch, so no generator's state is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memberscope.errors import ModelError
+from memberscope.files import replacing
+from memberscope.training.recipe import Recipe
+
+_FORMAT = "memberscope checkpoint 1"
+
+
+@dataclass(frozen=True)
+class Key:
+    """What two runs must share for one to go on where the other stopped.
+
+    Parameters
+    ----------
+    settings
+        Name -> what must be equal.
+    surroundings
+        Name -> what must be equal for the same bits.
+    """
+
+    settings: dict[str, str]
+    surroundings: dict[str, str]
+
+
+def key(
+    recipe: Recipe,
+    seed: int,
+    x: NDArray[Any],
+    y: NDArray[np.int64],
+    member: NDArray[np.bool_],
+    validation: NDArray[np.bool_] | None,
+    device: torch.device,
+) -> Key:
+    """Give the key of a training; `recipe` has its precision resolved."""
+    records = hashlib.sha256(f"{x.dtype} {x.shape}".encode())
+    for array in (x, y):
+        records.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    settings = {
+        "recipe": recipe.digest,
+        "seed": str(seed),
+        "records": records.hexdigest(),
+        "membership": _digest(member),
+        "validation records": _digest(validation) if validation is not None else "none",
+    }
+    threads = str(torch.get_num_threads()) if device.type == "cpu" else "any"
+    surroundings = {"torch": str(torch.__version__), "device": device.type, "threads": threads}
+    return Key(settings, surroundings)
+
+
+def _digest(mask: NDArray[np.bool_]) -> str:
+    return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
+
+
+@dataclass
+class State:
+    """Where a training stands after an epoch.
+
+    Parameters
+    ----------
+    epoch
+        Epochs done.
+    model
+        State dict of the module.
+    optimizer
+        The optimiser's tensors by parameter number and name.
+    history
+        A record an epoch.
+    best
+        Early stopping: the best state dict so far, its validation loss and its epoch.
+    """
+
+    epoch: int
+    model: dict[str, Tensor]
+    optimizer: dict[int, dict[str, Tensor]]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: tuple[dict[str, Tensor], float, int] | None = None
+
+
+def write(path: Path, state: State, key_: Key) -> None:
+    """Write the state, whole or not at all."""
+    from safetensors.torch import save_file
+
+    tensors = {f"model/{name}": value for name, value in state.model.items()}
+    for number, values in state.optimizer.items():
+        tensors |= {f"optimizer/{number}/{name}": value for name, value in values.items()}
+    about: dict[str, Any] = {"epoch": state.epoch, "history": state.history, "best": None}
+    if state.best is not None:
+        weights, loss, epoch = state.best
+        tensors |= {f"best/{name}": value for name, value in weights.items()}
+        about["best"] = [loss, epoch]
+    metadata = {"format": _FORMAT, "state": json.dumps(about, allow_nan=False), "key": json.dumps(vars(key_))}
+    # One copy of each: tied weights would be refused, channels-last ones would keep their strides nowhere.
+    copies = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
+    with replacing(path) as temporary:
+        save_file(copies, temporary, metadata=metadata)
+
+
+def read(path: Path, key_: Key) -> State | None:
+    """Read the state that a run with this key left; None where there is no file.
+
+    Raises
+    ------
+    ModelError
+        The file is damaged, or belongs to a training with other settings; what differs is named.
+
+    Warns
+    -----
+    UserWarning
+        Another version of torch, device or number of threads: the training goes on, but not bit for bit as before.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    remedy = "start without --resume, or remove the file"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"the checkpoint {path} is damaged: {error}", remedy) from error
+    if metadata.get("format") != _FORMAT:
+        found = metadata.get("format", "none")
+        raise ModelError(f"{path} is no checkpoint: expected format {_FORMAT!r}, found {found!r}", remedy)
+    earlier = Key(**json.loads(metadata["key"]))
+    _compare(path, earlier, key_)
+    about = json.loads(metadata["state"])
+    optimizer: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under("optimizer/", tensors).items():
+        number, _, entry = name.partition("/")
+        optimizer.setdefault(int(number), {})[entry] = value
+    best = (_under("best/", tensors), *about["best"]) if about["best"] is not None else None
+    return State(about["epoch"], _under("model/", tensors), optimizer, about["history"], best)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _compare(path: Path, earlier: Key, now: Key) -> None:
+    other = [name for name, value in now.settings.items() if earlier.settings.get(name) != value]
+    if other:
+        raise ModelError(
+            f"the checkpoint {path} was left by a training with another {', another '.join(other)}",
+            "start without --resume, or ask for the settings of that training",
+        )
+    changed = [
+        f"{name} {earlier.surroundings.get(name)} -> {value}"
+        for name, value in now.surroundings.items()
+        if earlier.surroundings.get(name) != value
+    ]
+    if changed:
+        warnings.warn(
+            f"going on from {path} with {', '.join(changed)}: the result will not be bit-identical to an "
+            "uninterrupted run",
+            stacklevel=2,
+        )

@@ -1,0 +1,343 @@
+"""Models on disk: weights as safetensors, with recipe and membership beside them; and weights that others wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from memberscope.environment import describe
+from memberscope.errors import ConfigError, ModelError
+from memberscope.files import replacing, write_json
+from memberscope.training.batches import Normalisation
+from memberscope.training.hardware import resolve_device
+from memberscope.training.models import build
+from memberscope.training.recipe import Recipe
+from memberscope.training.trained_model import TrainedModel, place, plain_state
+
+_FORMAT = "memberscope model 1"
+WEIGHTS, ABOUT, MEMBERSHIP = "model.safetensors", "model.json", "membership.npy"
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_SHOWN = 5
+
+
+def save(
+    trained: TrainedModel,
+    folder: Path,
+    *,
+    membership: NDArray[np.bool_],
+    dataset_name: str,
+    dataset_fingerprint: str,
+) -> None:
+    """Write a model to a folder: model.safetensors, membership.npy and, last, model.json that vouches for both.
+
+    The checkpoint of its training is removed: it has done its work.
+
+    Raises
+    ------
+    MemberscopeError
+        The disk is full or the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    (folder / ABOUT).unlink(missing_ok=True)  # no old description beside new weights, at any moment
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(plain_state(trained.module), temporary, metadata={"format": _FORMAT})
+    with replacing(folder / MEMBERSHIP) as temporary, temporary.open("wb") as file:
+        np.save(file, membership, allow_pickle=False)
+    write_json(folder / ABOUT, _about(trained, membership, dataset_name, dataset_fingerprint))
+    if trained.checkpoint is not None:
+        trained.checkpoint.unlink(missing_ok=True)
+        trained.checkpoint = None
+
+
+def load(
+    folder: Path,
+    *,
+    recipe: Recipe | None = None,
+    membership: NDArray[np.bool_] | None = None,
+    dataset_fingerprint: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> TrainedModel:
+    """Read a model that `save` wrote.
+
+    Parameters
+    ----------
+    folder
+        Where it lies.
+    recipe, membership, dataset_fingerprint
+        What it must have been trained with; None: whatever it was.
+    device, threads
+        Where it will answer.
+
+    Raises
+    ------
+    ModelError
+        A file is missing or damaged, or the model was trained otherwise than asked; names which.
+    """
+    folder = Path(folder)
+    about = _read_about(folder)
+    try:
+        kept = Recipe.from_dict(about["recipe"])
+        shape, n_classes = tuple(about["input_shape"]), about["n_classes"]
+        normalisation = Normalisation(np.asarray(about["mean"], np.float32), np.asarray(about["std"], np.float32))
+        trained_on = (about["dataset_name"], about["dataset_fingerprint"], about["membership_sha256"])
+        rest = {name: about[name] for name in ("precision", "seed", "images_per_second", "stopped_epoch", "best_epoch")}
+        history = tuple(about["history"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise ModelError(f"{folder / ABOUT} is damaged: {type(error).__name__}: {error}", "train again") from error
+    if recipe is not None and recipe.digest != kept.digest:
+        raise ModelError(f"the model in {folder} was trained by another recipe: {_differences(kept, recipe)}")
+    if dataset_fingerprint is not None and dataset_fingerprint != trained_on[1]:
+        raise ModelError(f"the model in {folder} was trained on other records (of {trained_on[0]!r})")
+    if membership is not None and _digest(membership) != trained_on[2]:
+        raise ModelError(f"the model in {folder} was trained on other members of the same records")
+    if _digest(_read_membership(folder)) != trained_on[2]:
+        raise ModelError(f"{folder / MEMBERSHIP} is not the membership that {ABOUT} was written with", "train again")
+    where = resolve_device(device)
+    module = _build(kept, shape, n_classes)
+    load_weights(folder / WEIGHTS, module)
+    module.eval()
+    trained = TrainedModel(
+        module=module,
+        recipe=kept,
+        normalisation=normalisation,
+        input_shape=shape,
+        n_classes=n_classes,
+        device=str(where),
+        channels_last=place(module, shape, where),
+        history=history,
+        threads=threads,
+        **rest,
+    )
+    if trained.weights_sha256 != about.get("weights_sha256"):
+        raise ModelError(f"{folder / WEIGHTS} does not hold the weights that {ABOUT} was written with", "train again")
+    return trained
+
+
+def wrap(
+    recipe: Recipe,
+    weights: Path,
+    *,
+    input_shape: tuple[int, ...],
+    n_classes: int,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    device: str = "auto",
+    threads: int | None = None,
+) -> TrainedModel:
+    """Make a model that was trained elsewhere ready to be asked.
+
+    Parameters
+    ----------
+    recipe
+        Its `model` names the architecture, as in `models.build`.
+    weights
+        File for `load_weights`.
+    input_shape
+        Shape of one record: (C, H, W) or (d,).
+    n_classes
+        Number of classes.
+    mean, std
+        What its inputs are normalised with, after pixels were scaled to 0..1: a number a channel (or feature), or one
+        for all; empty: not normalised.
+    device, threads
+        Where it will answer.
+
+    Raises
+    ------
+    ModelError
+        The weights cannot be read or do not fit.
+    ConfigError
+        Mean or std have another length.
+    """
+    normalisation = Normalisation(
+        _channelwise("mean", mean or (0.0,), input_shape[0]), _channelwise("std", std or (1.0,), input_shape[0])
+    )
+    where = resolve_device(device)
+    module = _build(recipe, tuple(input_shape), n_classes)
+    load_weights(weights, module)
+    module.eval()
+    return TrainedModel(
+        module=module,
+        recipe=recipe,
+        normalisation=normalisation,
+        input_shape=tuple(input_shape),
+        n_classes=n_classes,
+        device=str(where),
+        channels_last=place(module, tuple(input_shape), where),
+        precision="fp32",
+        threads=threads,
+    )
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Load weights into a module: safetensors, or a PyTorch state dict read weights-only. Nothing in a file is run.
+
+    A state dict may lie under ``state_dict``, ``model_state_dict`` or ``model``, its names may begin with ``module.``
+    (DataParallel) or ``_orig_mod.`` (torch.compile).
+
+    Raises
+    ------
+    ModelError
+        The file is missing, damaged, or of another kind; or it does not fit: names missing, unexpected and misshapen
+        entries; or it holds NaN or infinite weights.
+    """
+    path = Path(path)
+    state = _read_state(path)
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    _check_fit(path, state, module.state_dict())
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelError(
+                f"{path}: {name} holds NaN or infinite weights", "such a model answers nothing; export it again"
+            )
+    module.load_state_dict(state)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise ModelError(f"cannot read the weights {path}: {error.strerror or error}", "check the path") from error
+    if head[8:9] == b"{":  # eight bytes of length, then a JSON header
+        return _read_safetensors(path)
+    if head[:2] == b"PK" or head[:1] == b"\x80":  # torch's zip archive, or its older bare pickle
+        return _read_pytorch(path)
+    raise ModelError(
+        f"{path} is neither a safetensors file nor a PyTorch state dict",
+        "save the weights with safetensors.torch.save_file(model.state_dict(), path)",
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged: {error}", "copy or export it again") from error
+    return state
+
+
+def _read_pytorch(path: Path) -> dict[str, Tensor]:
+    remedy = "save the weights alone: torch.save(model.state_dict(), path), or better as safetensors"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Its text is long and advises weights_only=False: exactly what must not be done with a file from elsewhere.
+        raise ModelError(
+            f"{path} is damaged, or holds more than weights (Python objects, which could run code): it was not loaded",
+            remedy,
+        ) from error
+    for key in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"{path} holds no state dict (names and tensors) but {type(content).__name__}", remedy)
+    return {str(name): value for name, value in content.items()}
+
+
+def _check_fit(path: Path, state: dict[str, Tensor], expected: dict[str, Any]) -> None:
+    problems = []
+    for title, names in (
+        ("missing", sorted(expected.keys() - state.keys())),
+        ("unexpected", sorted(state.keys() - expected.keys())),
+    ):
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            problems.append(f"{title}: {', '.join(names[:_SHOWN])}{more}")
+    for name in sorted(expected.keys() & state.keys()):
+        if state[name].shape != expected[name].shape:
+            problems.append(f"{name} is {list(state[name].shape)}, expected {list(expected[name].shape)}")
+    if problems:
+        raise ModelError(
+            f"the weights {path} do not fit the model; {'; '.join(problems)}",
+            "name the architecture they were trained with (--model), and the dataset with its classes",
+        )
+
+
+def _about(
+    trained: TrainedModel, membership: NDArray[np.bool_], dataset_name: str, dataset_fingerprint: str
+) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "dataset_name": dataset_name,
+        "dataset_fingerprint": dataset_fingerprint,
+        "membership_sha256": _digest(membership),
+        "members": int(membership.sum()),
+        "recipe": trained.recipe.to_dict(),
+        "seed": trained.seed,
+        "input_shape": list(trained.input_shape),
+        "n_classes": trained.n_classes,
+        "mean": trained.mean.tolist(),
+        "std": trained.std.tolist(),
+        "parameters": trained.parameters,
+        "weights_sha256": trained.weights_sha256,
+        "precision": trained.precision,
+        "images_per_second": trained.images_per_second,
+        "stopped_epoch": trained.stopped_epoch,
+        "best_epoch": trained.best_epoch,
+        "history": list(trained.history),
+        "environment": describe(trained.device),
+    }
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    path = folder / ABOUT
+    try:
+        about = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"no model in {folder}: {ABOUT} is missing", "train it first") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: {error}", "train again") from error
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        found = about.get("format") if isinstance(about, dict) else type(about).__name__
+        raise ModelError(f"{path} describes no model: expected format {_FORMAT!r}, found {found!r}", "train again")
+    return about
+
+
+def _read_membership(folder: Path) -> NDArray[np.bool_]:
+    path = folder / MEMBERSHIP
+    try:
+        mask: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ModelError(f"{path} is missing or damaged: {error}", "train again") from error
+    if mask.dtype != np.bool_:
+        raise ModelError(f"{path} is {mask.dtype}, expected bool", "train again")
+    return mask
+
+
+def _build(recipe: Recipe, input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
+    with torch.random.fork_rng([]):  # the fresh weights are drawn and thrown away
+        return build(recipe.model, input_shape, n_classes, dropout=recipe.dropout)
+
+
+def _channelwise(name: str, values: tuple[float, ...], channels: int) -> NDArray[np.float32]:
+    if len(values) not in (1, channels):
+        raise ConfigError(
+            f"{name} has {len(values)} numbers for {channels} channels", f"give one number, or {channels}"
+        )
+    return np.broadcast_to(np.asarray(values, np.float32), channels).copy()
+
+
+def _digest(mask: NDArray[np.bool_]) -> str:
+    return hashlib.sha256(np.packbits(mask).tobytes() + str(mask.shape).encode()).hexdigest()
+
+
+def _differences(kept: Recipe, asked: Recipe) -> str:
+    old, new = kept.to_dict(), asked.to_dict()
+    return ", ".join(f"{name} {old[name]!r} instead of {new[name]!r}" for name in old if old[name] != new[name])

@@ -1,0 +1,365 @@
+"""`fit`: trains one model, fast. The same seed on the same machine gives the same weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from memberscope.errors import ConfigError, DataError, ModelError
+from memberscope.training import checkpoint as checkpoints
+from memberscope.training.batches import Draws, Records, draw, measure
+from memberscope.training.hardware import cpu_threads, keep_freed_memory, resolve_device, resolve_precision
+from memberscope.training.model_files import load, load_weights, save, wrap
+from memberscope.training.models import build
+from memberscope.training.progress import Progress
+from memberscope.training.recipe import Recipe
+from memberscope.training.trained_model import TrainedModel, evaluating, place, plain_state
+
+__all__ = ["TrainedModel", "fit", "load", "load_weights", "save", "wrap"]
+
+WATCHED_MEMBERS = 5_000
+"""Members whose loss and accuracy enter the history; all of them would cost a quarter of the training time."""
+CHECKPOINT_SECONDS = 5.0
+"""Least time between two checkpoints: they cost nothing that can be noticed, and a killed run loses little."""
+_NOTICE_SECONDS = 0.1
+_EVALUATION_BATCH = 250
+# One generator a purpose; the order is part of every result.
+_PURPOSES = ("initialisation", "batching", "augmentation", "dropout", "watching")
+
+
+def fit(
+    recipe: Recipe,
+    x: NDArray[Any],
+    y: NDArray[np.int64],
+    member: NDArray[np.bool_],
+    *,
+    validation: NDArray[np.bool_] | None = None,
+    n_classes: int,
+    seed: int,
+    device: str = "auto",
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    threads: int | None = None,
+) -> TrainedModel:
+    """Train one model on the members of a pool.
+
+    Parameters
+    ----------
+    recipe
+        How.
+    x
+        uint8 [N, C, H, W] images or float32 [N, d] feature rows.
+    y
+        int64 [N] classes.
+    member
+        bool [N]: trained on, and the source of the inputs' normalisation.
+    validation
+        bool [N]: watched, never trained on.
+    n_classes
+        Number of classes.
+    seed
+        Of initialisation, batches, augmentation and dropout. torch's global generators are left as they were.
+    device
+        auto, cpu, cuda, cuda:1, mps.
+    progress
+        Hears of steps and epochs.
+    checkpoint
+        File for the state of the training, written after an epoch when the last one is some seconds old.
+    resume
+        Go on from `checkpoint`, if there is one; on a CPU with as many threads the result is bit-identical to that of
+        an uninterrupted run.
+    threads
+        CPU threads; None: as many as torch uses.
+
+    Raises
+    ------
+    DataError
+        No members, or a validation record among them.
+    ConfigError
+        The recipe asks for what the data or the device cannot give.
+    ModelError
+        The model cannot be made or does not fit the data; the training diverged; the checkpoint is another training's.
+    KeyboardInterrupt
+        Interrupted: its text says how to go on.
+    """
+    _check(recipe, x, member, validation)
+    where = resolve_device(device)
+    if where.type == "cpu":
+        keep_freed_memory()
+    with cpu_threads(threads), torch.random.fork_rng([where] if where.type == "cuda" else []):
+        training = _Training(recipe, x, y, member, validation, n_classes, seed, where)
+        if checkpoint is not None:
+            key = checkpoints.key(training.recipe, seed, x, y, member, validation, where)
+            training.keep(checkpoint, key, resume=resume)
+        try:
+            training.run(progress)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(training.farewell()) from None
+    trained = training.result(recipe)
+    trained.threads = threads
+    return trained
+
+
+class _Training:
+    """One training: what it needs, and where it stands."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        x: NDArray[Any],
+        y: NDArray[np.int64],
+        member: NDArray[np.bool_],
+        validation: NDArray[np.bool_] | None,
+        n_classes: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.seed, self.device, self.n_classes = seed, device, n_classes
+        self.input_shape: tuple[int, ...] = x.shape[1:]
+        torch.manual_seed(self._seed("initialisation"))
+        self.module = build(recipe.model, self.input_shape, n_classes, dropout=recipe.dropout)
+        self.channels_last = place(self.module, self.input_shape, device)
+        self.recipe = resolve_precision(recipe, self.module, self.input_shape, device)
+        self.optimizer = _optimizer(self.recipe, self.module, device)
+        self.normalisation = measure(x, member)
+        self.members, self.labels = self._resident(x, y, member)
+        self.watched = np.arange(len(self.members))
+        if len(self.members) > WATCHED_MEMBERS:
+            self.watched = np.sort(self._generator("watching").permutation(len(self.members))[:WATCHED_MEMBERS])
+        self.validation = None if validation is None else self._resident(x, y, validation)
+        self.state = checkpoints.State(epoch=0, model={}, optimizer={})
+        self.seconds = 0.0
+        self.trained_records = 0
+        self._checkpoint: tuple[Path, checkpoints.Key] | None = None
+        self._written = (time.monotonic(), 0)
+
+    def keep(self, path: Path, key: checkpoints.Key, *, resume: bool) -> None:
+        """Write checkpoints to this file; with `resume`, go on from the one that is there."""
+        self._checkpoint = (path, key)
+        state = checkpoints.read(path, key) if resume else None
+        if state is None:
+            return
+        self.state = state
+        self._written = (time.monotonic(), state.epoch)
+        self.module.load_state_dict(state.model)
+        for number, parameter in enumerate(self._parameters()):
+            # In the layout of the parameter: fused optimisers walk through both memories side by side.
+            self.optimizer.state[parameter] = {
+                name: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+                for name, value in state.optimizer.get(number, {}).items()
+            }
+
+    def run(self, progress: Progress | None) -> None:
+        """Train the epochs that are left."""
+        while self.state.epoch < self.recipe.epochs and not self._stopped():
+            started = time.perf_counter()
+            self._epoch(self.state.epoch + 1, progress)
+            record = self._record(self.state.epoch + 1)
+            record["seconds"] = time.perf_counter() - started
+            self.state.history.append(record)
+            self.state.epoch += 1
+            self._remember_best(record)
+            self._write_checkpoint()
+            if progress is not None:
+                recent = [r["seconds"] for r in self.state.history[-5:]]
+                left = (self.recipe.epochs - self.state.epoch) * sum(recent) / len(recent)
+                progress.on_epoch(record, self.recipe.epochs, 0.0 if self._stopped() else left)
+
+    def result(self, recipe: Recipe) -> TrainedModel:
+        """Give the model, with the best weights if the recipe stops early."""
+        best_epoch = self.state.epoch
+        if self.state.best is not None:
+            weights, _, best_epoch = self.state.best
+            self.module.load_state_dict(weights)
+        self.module.eval()
+        written = self._checkpoint is not None and self._checkpoint[0].is_file()
+        return TrainedModel(
+            module=self.module,
+            recipe=recipe,
+            normalisation=self.normalisation,
+            input_shape=self.input_shape,
+            n_classes=self.n_classes,
+            device=str(self.device),
+            channels_last=self.channels_last,
+            precision=self.recipe.precision,
+            history=tuple(self.state.history),
+            seed=self.seed,
+            images_per_second=self.trained_records / self.seconds if self.seconds else None,
+            stopped_epoch=self.state.epoch,
+            best_epoch=best_epoch,
+            checkpoint=self._checkpoint[0] if self._checkpoint is not None and written else None,
+        )
+
+    def farewell(self) -> str:
+        """What an interrupted user is told."""
+        text = f"interrupted in epoch {self.state.epoch + 1} of {self.recipe.epochs}"
+        epoch = self._written[1]
+        if self._checkpoint is None or epoch == 0:
+            return f"{text}; no checkpoint was written yet, the training starts anew next time"
+        return f"{text}; run the same command with --resume to go on after epoch {epoch} ({self._checkpoint[0]})"
+
+    def _epoch(self, epoch: int, progress: Progress | None) -> None:
+        torch.manual_seed(self._seed("dropout", epoch))
+        draws = draw(
+            len(self.members),
+            self.recipe.batch_size,
+            self.recipe.augmentation,
+            self.members.padding,
+            self._generator("batching", epoch),
+            self._generator("augmentation", epoch),
+        )
+        self.module.train()
+        started = noticed = time.perf_counter()
+        steps = len(draws.batches)
+        total = torch.zeros((), device=self.device)
+        for step, index in enumerate(draws.batches):
+            loss = self._step(index, draws, epoch - 1 + step / steps)
+            total += loss
+            now = time.perf_counter()
+            if now - noticed > _NOTICE_SECONDS or step + 1 == steps:
+                noticed = now
+                self._check_finite(total.item(), epoch, step + 1, steps)
+                if progress is not None:
+                    progress.on_step(epoch, step + 1, steps, loss.item())
+        self.seconds += time.perf_counter() - started
+        self.trained_records += len(self.members)
+        if not all(bool(torch.isfinite(p).all()) for p in self._parameters()):
+            self._check_finite(math.nan, epoch, steps, steps)
+
+    def _step(self, index: NDArray[np.int64], draws: Draws, time_: float) -> Tensor:
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate * _rate_factor(recipe, time_)
+        labels = self.labels[torch.from_numpy(index).to(self.device)]
+        logits = self._answers(self.members.batch(index, draws))
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self._parameters(), recipe.clip_norm)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _answers(self, batch: Tensor) -> Tensor:
+        batch = batch if self.channels_last else batch.contiguous()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            logits: Tensor = self.module(batch)
+        return logits.float()
+
+    def _record(self, epoch: int) -> dict[str, Any]:
+        train_loss, train_acc = self._evaluate(self.members, self.labels, self.watched)
+        record = {"epoch": epoch, "train_loss": train_loss, "train_acc": train_acc, "val_loss": None, "val_acc": None}
+        if self.validation is not None:
+            records, labels = self.validation
+            record["val_loss"], record["val_acc"] = self._evaluate(records, labels, np.arange(len(records)))
+        return record
+
+    def _evaluate(self, records: Records, labels: Tensor, index: NDArray[np.int64]) -> tuple[float, float]:
+        loss = torch.zeros((), device=self.device)
+        right = torch.zeros((), device=self.device)
+        with evaluating(self.module):
+            for part in np.array_split(index, -(-len(index) // _EVALUATION_BATCH)):
+                truth = labels[torch.from_numpy(part).to(self.device)]
+                logits = self._answers(records.batch(part))
+                loss += nn.functional.cross_entropy(logits, truth, reduction="sum")
+                right += (logits.argmax(1) == truth).sum()
+        return loss.item() / len(index), right.item() / len(index)
+
+    def _remember_best(self, record: dict[str, Any]) -> None:
+        if not self.recipe.early_stopping:
+            return
+        if self.state.best is None or record["val_loss"] < self.state.best[1]:
+            self.state.best = (plain_state(self.module), record["val_loss"], record["epoch"])
+
+    def _stopped(self) -> bool:
+        patience = self.recipe.early_stopping
+        return bool(patience and self.state.best and self.state.epoch - self.state.best[2] >= patience)
+
+    def _write_checkpoint(self) -> None:
+        if self._checkpoint is None or time.monotonic() - self._written[0] < CHECKPOINT_SECONDS:
+            return
+        self.state.model = plain_state(self.module)
+        self.state.optimizer = {
+            number: {k: v for k, v in self.optimizer.state.get(p, {}).items() if isinstance(v, Tensor)}
+            for number, p in enumerate(self._parameters())
+        }
+        checkpoints.write(self._checkpoint[0], self.state, self._checkpoint[1])
+        self._written = (time.monotonic(), self.state.epoch)
+
+    def _check_finite(self, loss: float, epoch: int, step: int, steps: int) -> None:
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"the training diverged: loss or weights are no longer finite in epoch {epoch}, step {step} of {steps}",
+                f"lower the learning rate (--learning-rate, now {self.recipe.rate:g}), raise it slowly "
+                "(--warmup-epochs 1) or clip gradients (--clip-norm 1)",
+            )
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def _resident(self, x: NDArray[Any], y: NDArray[np.int64], chosen: NDArray[np.bool_]) -> tuple[Records, Tensor]:
+        labels = torch.from_numpy(y[chosen]).to(self.device)
+        return Records(x[chosen], self.normalisation, self.device), labels
+
+    def _sequence(self, purpose: str, epoch: int = 0) -> np.random.SeedSequence:
+        return np.random.SeedSequence(self.seed, spawn_key=(_PURPOSES.index(purpose), epoch))
+
+    def _generator(self, purpose: str, epoch: int = 0) -> np.random.Generator:
+        return np.random.default_rng(self._sequence(purpose, epoch))
+
+    def _seed(self, purpose: str, epoch: int = 0) -> int:
+        return int(self._sequence(purpose, epoch).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _optimizer(recipe: Recipe, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ModelError(f"model {recipe.model!r} has no parameter to train")
+    fused = device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in parameters)
+    shared: dict[str, Any] = {"lr": recipe.rate, "weight_decay": recipe.weight_decay, "fused": fused}
+    makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": lambda **more: torch.optim.SGD(parameters, momentum=recipe.momentum, nesterov=recipe.nesterov, **more),
+        "adam": lambda **more: torch.optim.Adam(parameters, **more),
+        "adamw": lambda **more: torch.optim.AdamW(parameters, **more),
+    }
+    return makers[recipe.optimizer](**shared)
+
+
+def _rate_factor(recipe: Recipe, done: float) -> float:
+    """Share of the full learning rate after `done` epochs."""
+    factor = 1.0
+    if recipe.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * done / recipe.epochs))
+    elif recipe.schedule == "step":
+        factor = 1.0 if done < recipe.epochs / 2 else 0.1 if done < 0.75 * recipe.epochs else 0.01
+    if done < recipe.warmup_epochs:
+        factor *= (done + 1e-3) / recipe.warmup_epochs  # not quite zero: the first step counts too
+    return factor
+
+
+def _check(recipe: Recipe, x: NDArray[Any], member: NDArray[np.bool_], validation: NDArray[np.bool_] | None) -> None:
+    for name, mask in (("member", member), ("validation", validation)):
+        if mask is not None and (mask.dtype != np.bool_ or mask.shape != (len(x),)):
+            raise DataError(f"{name} is {mask.dtype} {list(mask.shape)}, expected bool [{len(x)}], one entry a record")
+    if not member.any():
+        raise DataError("no record is a member", "there is nothing to train on")
+    if validation is not None and not validation.any():
+        raise DataError("no record is a validation record", "give validation=None to train without any")
+    if validation is not None and (member & validation).any():
+        both = int((member & validation).sum())
+        raise DataError(f"{both:,} records are members and validation records", "validation records must be set apart")
+    if recipe.early_stopping and validation is None:
+        raise ConfigError("early_stopping needs validation records", "set some apart (--validation-fraction)")
+    if recipe.augmentation and x.ndim != 4:
+        raise ConfigError(
+            f"augmentation = {list(recipe.augmentation)} is for images, the records are feature rows", "leave it out"
+        )
