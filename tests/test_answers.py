@@ -24,7 +24,7 @@ LABELS = np.arange(N) % C
 MEMBER = np.arange(N) < 5
 GOOD: dict[str, Any] = {"logits": LOGITS, "labels": LABELS, "member": MEMBER}
 
-repeated = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+repeated = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def npz(path: Path, **arrays: Any) -> Path:

@@ -83,13 +83,13 @@ def test_judged_on_what_it_was_fitted_to_it_would_find_something() -> None:
 @pytest.mark.parametrize("share", [0.9, 0.1])
 def test_unequal_groups_are_weighed_equally(attack: type[InformedAttack], share: float) -> None:
     """Calling everybody a member would be right nine times out of ten, and would say nothing."""
-    member = mixed(2000, share)
-    evidence = target(2000, member, strength=0)
+    member = mixed(1400, share)
+    evidence = target(1400, member, strength=0)
     scores = score_records(attack, evidence, member, rng=np.random.default_rng(0))
     assert np.mean(scores >= 0.5) == pytest.approx(0.5, abs=0.2)
     evaluation = evaluate_scores(attack, scores, member, confidence=0.95, rng=np.random.default_rng(0))
     assert evaluation.balanced_accuracy.low < 0.5 < evaluation.balanced_accuracy.high
-    found = judged(attack, target(2000, member, strength=2.5), member)
+    found = judged(attack, target(1400, member, strength=2.5), member)
     assert found.balanced_accuracy.low > 0.55
     assert found.accuracy_confusion is not None
     (tn, fp), (fn, tp) = found.accuracy_confusion
