@@ -17,7 +17,7 @@ from memberscope.evidence import Evidence, from_logits
 from memberscope.pipeline import Clock, finish, run_facts
 from memberscope.policy import read_policy
 from memberscope.result import Audit
-from memberscope.statistics.blind import blind_baseline, duplicates, label_p_value
+from memberscope.statistics.blind import blind_baseline, content_features, duplicates, label_p_value
 from memberscope.target import Target, facts, obtain
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
     findings = doubt(config, dataset, split, index, results)
     clock.lap("checks")
 
-    description = facts(target, dataset, split)
+    description = facts(target, dataset, split, evidence, member)
     assembled = document.assemble(
         kind="audit",
         dataset=_dataset_facts(dataset),
@@ -127,12 +127,20 @@ def observe(target: Target, dataset: Dataset, split: Split, index: NDArray[np.in
     gains by it only for augmented training), so the queries follow the recipe. Validation records, which nothing was
     trained on, serve as the stranger's population unless early stopping chose the model by them.
     """
+    from memberscope.training.gradients import white_box
+    from memberscope.training.probing import ModelOracle
+
     queries = ("none", *(q for q in target.model.recipe.augmentation if q == "flip"))
     logits = target.model.query(dataset.x[index], augmentations=queries)
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {
+        "record_features": content_features(dataset.x[index]),
+        "oracle": ModelOracle(target.model, dataset.x, index),
+        "white_box": white_box(target.model, dataset.x[index], dataset.y[index]),
+    }
     if split.validation.any() and not target.model.recipe.early_stopping:
         more["population_logits"] = target.model.query(dataset.x[split.validation], augmentations=queries)
         more["population_labels"] = dataset.y[split.validation]
+        more["population_features"] = content_features(dataset.x[split.validation])
     return from_logits(logits, dataset.y[index], queries=queries, **more)
 
 

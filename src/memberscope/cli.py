@@ -165,13 +165,18 @@ def compare(*runs: Path, out: Path = Path("comparison")) -> int:
     out
         Folder for the picture and the HTML page.
     """
-    from memberscope.report.compare import write_comparison
+    from memberscope.files import write_text
+    from memberscope.report.compare import compare as compare_runs
     from memberscope.report.run_folder import read
+    from memberscope.summary import aligned
 
     if len(runs) < 2:
         raise ConfigError(f"{len(runs)} run folder given", "a comparison needs at least two")
-    text, path = write_comparison([(run.name, read(run)) for run in runs], out)
-    sys.stdout.write(f"{text}\n{path.resolve()}\n")
+    comparison = compare_runs([read(run) for run in runs])
+    write_text(out / "comparison.html", comparison.html())
+    comparison.png(out / "roc_curve_loglog.png")
+    lines = [*aligned([comparison.header, *comparison.rows]), *comparison.notes]
+    sys.stdout.write("\n".join([*lines, str((out / "comparison.html").resolve())]) + "\n")
     return 0
 
 

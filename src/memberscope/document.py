@@ -66,7 +66,7 @@ def assemble(
         "dataset": dict(dataset),
         "records": dict(records),
         "target": None if target is None else dict(target),
-        "attacks": [result.to_dict() for result in results],
+        "attacks": [_with_histogram(result, member) for result in results],
         "headline": None if best is None else best.name,
         "headline_rule": rule,
         "ladder": rows,
@@ -84,6 +84,14 @@ def assemble(
     }
     plain: dict[str, Any] = without_nan(document)
     return plain
+
+
+def _with_histogram(result: AttackResult, member: NDArray[np.bool_]) -> dict[str, Any]:
+    from memberscope.report.histogram import score_histogram
+
+    content = result.to_dict()
+    content["histogram"] = None if result.scores is None else score_histogram(result.scores, member)
+    return content
 
 
 def worst_classes(result: AttackResult | None, at_most: int = 5) -> list[dict[str, Any]]:

@@ -138,7 +138,7 @@ def _reference_counts(evidence: Evidence) -> NDArray[np.int64] | None:
     if evidence.reference_membership is None:
         return None
     inside = evidence.reference_membership.sum(axis=0)
-    return np.minimum(inside, len(evidence.reference_membership) - inside)
+    return np.asarray(np.minimum(inside, len(evidence.reference_membership) - inside))
 
 
 def _given(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -12,12 +12,18 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
     table = attack_table(document)
     reasons = sum(a["evaluation"] is None for a in document["attacks"])  # the last rows: words, and no figures to align
     figures = table[: len(table) - reasons]
-    widths = [max(map(len, column)) for column in zip(*figures, strict=True)]
-    widths[0] = max(len(row[0]) for row in table)
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    first = max(len(row[0]) for row in table)
+    lines += [*aligned(figures, first=first), *(f"{row[0]:<{first}}  {row[1]}" for row in table[len(figures) :])]
     doubts = [c for c in document["checks"] if c["status"] in ("problem", "caution")]
     lines += [f"{c['code']} {c['status']}: {c['text']}" for c in doubts]
     return lines
+
+
+def aligned(table: Sequence[Sequence[str]], *, first: int = 0) -> list[str]:
+    """The rows of a table as lines with columns of one width; the first column is at least `first` wide."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths[0] = max(widths[0], first)
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 def answer(document: Mapping[str, Any]) -> str:

@@ -14,10 +14,13 @@ from memberscope.errors import ConfigError, ModelError
 from memberscope.events import Events
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from memberscope.config import AuditConfig
     from memberscope.data_loader import Dataset
+    from memberscope.evidence import Evidence
     from memberscope.membership import Split
-    from memberscope.training.train_target import TrainedModel
+    from memberscope.training.trained_model import TrainedModel
 
 _SHOWN_DIFFERENCES = 4
 
@@ -68,13 +71,18 @@ def model_folder(config: AuditConfig, dataset: Dataset, split: Split) -> Path:
     return config.model_dir / f"{_prefix(config, dataset)}{digest}"
 
 
-def facts(target: Target, dataset: Dataset, split: Split) -> dict[str, Any]:
-    """Accuracies and description of the target for the report."""
+def facts(
+    target: Target, dataset: Dataset, split: Split, evidence: Evidence, member: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Accuracies and description of the target for the report, from the answers that the attacks were given."""
     model = target.model
-    train = model.accuracy(dataset.x[split.member], dataset.y[split.member])
-    test = model.accuracy(dataset.x[split.nonmember], dataset.y[split.nonmember])
-    has_validation = bool(split.validation.any())
-    val = model.accuracy(dataset.x[split.validation], dataset.y[split.validation]) if has_validation else None
+    train = float(evidence.signals.correct[member].mean())
+    test = float(evidence.signals.correct[~member].mean())
+    val = None
+    if evidence.population_logits is not None:
+        val = float((evidence.population_logits[0].argmax(axis=1) == evidence.population_labels).mean())
+    elif split.validation.any():
+        val = model.accuracy(dataset.x[split.validation], dataset.y[split.validation])
     recipe = model.recipe
     return {
         "model": recipe.model,
@@ -86,6 +94,7 @@ def facts(target: Target, dataset: Dataset, split: Split) -> dict[str, Any]:
         "val_acc": val,
         "test_acc": test,
         "generalization_gap": train - test,
+        "test_loss": float(evidence.signals.loss[~member].mean()),
         "weights_sha256": model.weights_sha256,
         "parameters": model.parameters,
         "precision": model.precision,
@@ -102,7 +111,8 @@ def _prefix(config: AuditConfig, dataset: Dataset) -> str:
 
 
 def _train(config: AuditConfig, dataset: Dataset, split: Split, folder: Path, events: Events) -> Target:
-    from memberscope.training.train_target import fit, save
+    from memberscope.training.model_files import save
+    from memberscope.training.train_target import fit
 
     members = int(split.member.sum())
     watcher = events.training(model=config.recipe.model, records=members, epochs=config.recipe.epochs)
@@ -128,7 +138,7 @@ def _train(config: AuditConfig, dataset: Dataset, split: Split, folder: Path, ev
 
 
 def _load(config: AuditConfig, dataset: Dataset, split: Split, folder: Path, events: Events) -> Target | None:
-    from memberscope.training.train_target import load
+    from memberscope.training.model_files import load
 
     if not (folder / "model.json").is_file():
         events.note(_why_not(config, dataset))
@@ -136,6 +146,7 @@ def _load(config: AuditConfig, dataset: Dataset, split: Split, folder: Path, eve
     try:
         model = load(
             folder,
+            recipe=config.recipe,
             membership=split.member,
             dataset_fingerprint=dataset.fingerprint,
             device=config.device,
@@ -159,7 +170,7 @@ def _why_not(config: AuditConfig, dataset: Dataset) -> str:
 
 
 def _brought(config: AuditConfig, dataset: Dataset) -> Target:
-    from memberscope.training.train_target import wrap
+    from memberscope.training.model_files import wrap
 
     assert config.weights is not None
     channels = dataset.input_shape[0]

@@ -16,6 +16,7 @@ from memberscope.attacks.eb_lira import EbLira
 from memberscope.attacks.ensemble import Ensemble
 from memberscope.attacks.four_features import BoostedTreesFourFeatures, LogisticRegressionFourFeatures
 from memberscope.attacks.fusion import RankFusion
+from memberscope.attacks.label_only import AugmentationRobustness, BoundaryDistance, NoiseRobustness
 from memberscope.attacks.lira import (
     LiraOfflineOneSided,
     LiraOfflineOneSidedPerRecord,
@@ -37,6 +38,7 @@ from memberscope.attacks.threshold import (
     Loss,
     ModifiedEntropy,
 )
+from memberscope.attacks.white_box import InputGradientNorm, WeightGradientNorm
 from memberscope.errors import ConfigError
 
 ENTRY_POINT_GROUP = "memberscope.attacks"
@@ -47,6 +49,9 @@ ATTACKS: dict[str, type[Attack]] = {
         LogisticRegressionFourFeatures,
         BoostedTreesFourFeatures,
         CorrectnessGap,
+        NoiseRobustness,
+        AugmentationRobustness,
+        BoundaryDistance,
         Loss,
         LogitScaledConfidence,
         Hinge,
@@ -78,6 +83,8 @@ ATTACKS: dict[str, type[Attack]] = {
         RmiaOnlineT2,
         RankFusion,
         Ensemble,
+        WeightGradientNorm,
+        InputGradientNorm,
     )
 }
 

@@ -57,15 +57,18 @@ def record_features(x: NDArray[np.generic], y: NDArray[np.int64], n_classes: int
     -------
     float64 [N, F], standardised, no constant column.
     """
-    if x.ndim == 4:
-        step = max(1, _CHUNK_VALUES // max(1, int(np.prod(x.shape[1:]))))
-        content = np.concatenate([_picture_features(x[start : start + step]) for start in range(0, len(x), step)])
-    else:
-        content = x.reshape(len(x), -1).astype(np.float64)
-    content = _standardised(content)
+    content = _standardised(content_features(x))
     parts = [content, content**2] if content.shape[1] <= _SQUARED else [content]
     parts.append((y[:, None] == np.arange(n_classes)).astype(np.float64))
     return _standardised(np.concatenate(parts, axis=1))
+
+
+def content_features(x: NDArray[np.generic]) -> Floats:
+    """A record as a short vector, float64 [N, F]: a small picture of an image, or the feature row itself."""
+    if x.ndim != 4:
+        return x.reshape(len(x), -1).astype(np.float64)
+    step = max(1, _CHUNK_VALUES // max(1, int(np.prod(x.shape[1:]))))
+    return np.concatenate([_picture_features(x[start : start + step]) for start in range(0, len(x), step)])
 
 
 def _picture_features(x: NDArray[np.generic]) -> Floats:
