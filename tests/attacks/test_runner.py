@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -289,3 +289,16 @@ def test_equal_rankings_have_equal_figures() -> None:
     assert other.evaluation is not None
     for figure in ("auc", "accuracy_youden", "balanced_accuracy", "average_precision", "confusion_matrix"):
         assert getattr(one.evaluation, figure) == getattr(other.evaluation, figure), figure
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"folds": 1}, "folds = 1 is out of range"),
+        ({"confidence": 95}, "confidence = 95 is out of range"),
+        ({"class_names": "abc"}, "3 class names for 4 classes"),
+    ],
+)
+def test_settings_under_which_nothing_can_run_are_not_the_attacks_fault(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        run_attacks([Loss], EVIDENCE, MEMBER, **{"class_names": "abcd", **settings})

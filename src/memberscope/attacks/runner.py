@@ -22,7 +22,7 @@ from memberscope.attacks.base import (
     score_records,
 )
 from memberscope.attacks.registry import all_attacks, get_attack
-from memberscope.errors import MemberscopeError
+from memberscope.errors import ConfigError, MemberscopeError
 from memberscope.evidence import Evidence
 from memberscope.statistics.areas import auc_estimate
 from memberscope.statistics.curves import rank
@@ -138,7 +138,18 @@ def run_attacks(
         As in `score_records` and `evaluate_scores`.
     on_start
         Called with name, position (from 0) and number of attacks before each.
+
+    Raises
+    ------
+    ConfigError
+        Settings under which no attack could run, which is not the attacks' fault.
     """
+    if folds < 2:
+        raise ConfigError(f"folds = {folds} is out of range", "at least 2; 5 is the default")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence = {confidence} is out of range", "between 0 and 1; 0.95 is the default")
+    if len(class_names) != evidence.n_classes:
+        raise ConfigError(f"{len(class_names)} class names for {evidence.n_classes} classes", "one name a class")
     order = np.arange(evidence.n_records)
     if evidence.reference_logits is None:
         order = seeds.generator(seed, "attacks", "order of records").permutation(order)
