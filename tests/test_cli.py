@@ -45,7 +45,7 @@ def test_help_needs_no_heavy_library() -> None:
     code = (
         "import sys; from memberscope.cli import app; app(['--help'], result_action='return_value');"
         "heavy = [m for m in ('torch', 'sklearn', 'scipy', 'matplotlib', 'pandas') if m in sys.modules];"
-        "sys.exit(' '.join(heavy))"
+        "sys.exit(' '.join(heavy) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -56,7 +56,7 @@ def test_help_needs_no_heavy_library() -> None:
 def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
-    assert "Examples:" in out
+    assert "For example:" in out
     assert f"memberscope {command}" in out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         confidence=config.confidence,
         seed=config.seed,
     )
-    return finish(assembled, results, findings, index, evidence, member, policy)
+    return finish(assembled, results, findings, index, evidence, member, policy, config.confidence)
 
 
 def draw_membership(config: AuditConfig, dataset: Dataset) -> Split:
@@ -113,10 +114,12 @@ def draw_membership(config: AuditConfig, dataset: Dataset) -> Split:
         )
     try:
         mask = np.load(config.membership, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"cannot read the membership {config.membership}: {error}", "save a bool array with numpy.save"
         ) from None
+    if not isinstance(mask, np.ndarray):
+        raise ConfigError(f"{config.membership} is an .npz archive, expected one array", "save it with numpy.save")
     return membership.given(mask, dataset.n, source=str(config.membership))
 
 
@@ -155,7 +158,7 @@ def doubt(
         class_mix_difference=membership.class_mix_difference(dataset.y, split, dataset.n_classes),
         label_p_value=label_p_value(y, member, dataset.n_classes),
         blind=blind_baseline(x, y, member, dataset.n_classes, rng=seeds.generator(config.seed, "blind")),
-        duplicates=duplicates(x, member),
+        duplicates=duplicates(x, member, index),
         verified=dataset.verified,
         source=dataset.source,
         randomised=config.membership is None,

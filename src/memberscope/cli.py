@@ -55,7 +55,7 @@ def audit(
 ) -> int:
     """Train (or load, or bring) a model, attack it, and write a run folder with a report.
 
-    Examples:
+    For example:
         memberscope audit --dataset digits --epochs 30
         memberscope audit --dataset svhn --epochs 20 --dropout 0.5 --seed 1
         memberscope audit --dataset cifar10 --epochs 50 --load
@@ -91,7 +91,7 @@ def score(
 ) -> int:
     """Audit answers that were computed elsewhere, in any framework, without training.
 
-    Examples:
+    For example:
         memberscope score answers.npz
         memberscope score answers.csv --out runs/mine --policy policy.toml
 
@@ -144,8 +144,13 @@ def score(
 def report(run: Path) -> int:
     """Render report.html of a run folder again, from the folder alone.
 
-    Examples:
+    For example:
         memberscope report outputs/digits_epoch30_2026-11-23_10-00-00
+
+    Parameters
+    ----------
+    run
+        Its folder.
     """
     from memberscope.report.run_folder import rerender
 
@@ -157,11 +162,13 @@ def report(run: Path) -> int:
 def compare(*runs: Path, out: Path = Path("comparison")) -> int:
     """Compare runs: a table, and one log-log ROC with each run's strongest attack.
 
-    Examples:
+    For example:
         memberscope compare outputs/digits_epoch5_* outputs/digits_epoch50_*
 
     Parameters
     ----------
+    runs
+        Two or more run folders.
     out
         Folder for the picture and the HTML page.
     """
@@ -184,8 +191,13 @@ def compare(*runs: Path, out: Path = Path("comparison")) -> int:
 def list_(what: Literal["datasets", "models", "attacks", "defenses"]) -> int:
     """List what can be named: datasets, models, attacks or defenses.
 
-    Examples:
+    For example:
         memberscope list attacks
+
+    Parameters
+    ----------
+    what
+        What to list.
     """
     from memberscope.listing import listing
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memberscope import environment
+from memberscope import environment, seeds
+from memberscope.attacks.runner import evaluate_scores
 from memberscope.policy import judge
 from memberscope.result import Audit
 
@@ -59,9 +60,31 @@ def finish(
     evidence: Evidence,
     member: NDArray[np.bool_],
     policy: Policy | None,
+    level: float,
 ) -> Audit:
-    """Judge by the policy, and put everything together."""
+    """Judge by the policy, with intervals at `level`, and put everything together."""
     if policy is not None:
-        assembled["policy"] = judge(policy, assembled["attacks"])
+        assembled["policy"] = _judge(policy, results, findings, member, assembled["run"]["seed"], level)
     confidence = evidence.signals.max_confidence
     return Audit(assembled, tuple(results), tuple(findings), index, evidence.labels, member, confidence)
+
+
+def _judge(
+    policy: Policy,
+    results: list[AttackResult],
+    findings: list[Finding],
+    member: NDArray[np.bool_],
+    seed: int,
+    level: float,
+) -> dict[str, Any]:
+    """The verdict, from intervals that hold for all attacks together (Bonferroni): the worst of them decides."""
+    run = [r for r in results if r.scores is not None]
+    together = 1 - (1 - level) / max(1, len(run))
+    entries = []
+    for result in results:
+        evaluation = None
+        if result.scores is not None:
+            rng = seeds.generator(seed, "evaluation", f"policy {result.name}")
+            evaluation = evaluate_scores(result.attack, result.scores, member, confidence=together, rng=rng).to_dict()
+        entries.append({"name": result.name, "status": result.status, "evaluation": evaluation})
+    return judge(policy, entries, problems=[f.code for f in findings if f.status == "problem"])

@@ -81,17 +81,18 @@ def read_policy(path: Path) -> Policy:
     return policy
 
 
-def judge(policy: Policy, attacks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def judge(policy: Policy, attacks: Sequence[Mapping[str, Any]], *, problems: Sequence[str] = ()) -> dict[str, Any]:
     """Hold every attack's figure against the policy: by its interval, not by its point.
 
-    The worst attack decides. Each interval is the one printed for that attack; where the verdict turns on the best of
-    many, the interval of the exposure ladder (corrected for the choice) is the one to quote. Nothing is called within
-    the policy while an attack that was asked for failed: it could have been the worst.
+    The worst attack decides, so the intervals should be corrected for the choice among all of them. Nothing is called
+    within the policy while an attack that was asked for failed: it could have been the worst.
 
     Parameters
     ----------
     attacks
-        Entries of ``results.json`` (`AttackResult.to_dict`).
+        Entries with name, status and evaluation as in ``results.json``.
+    problems
+        Codes of the checks that found the figures misleading: then no verdict can rest on them.
     """
     found = [(a["name"], _figure(policy, a["evaluation"])) for a in attacks if a["evaluation"] is not None]
     usable = [(name, figure) for name, figure in found if figure is not None and figure["low"] is not None]
@@ -118,6 +119,9 @@ def judge(policy: Policy, attacks: Sequence[Mapping[str, Any]]) -> dict[str, Any
                 verdict = "cannot tell"
                 missing = f"{', '.join(failed)} failed" if failed else f"{', '.join(lacking)} has no such figure"
                 text = f"of the attacks with a figure, {text}; but {missing}"
+    if problems:
+        verdict = "cannot tell"
+        text = f"the audit itself is in doubt ({', '.join(problems)}), so its figures cannot be held against a policy"
     return {**asdict(policy), "verdict": verdict, "text": text, "exit_code": EXIT_CODES[verdict]}
 
 

@@ -51,7 +51,7 @@ def score(
     labels, member
         int [N] in 0..C-1; bool or 0/1 [N].
     references
-        reference_logits [K, A, N, C] and reference_membership [K, N], where there are any.
+        reference_logits float [K, N, C] (or [K, A, N, C], with logits [A, N, C]) and reference_membership bool [K, N].
 
     Raises
     ------
@@ -131,7 +131,7 @@ def score(
         confidence=confidence,
         seed=seed,
     )
-    return finish(assembled, results, findings, np.arange(len(truth)), evidence, truth, loaded_policy)
+    return finish(assembled, results, findings, np.arange(len(truth)), evidence, truth, loaded_policy, confidence)
 
 
 def _reference_counts(evidence: Evidence) -> NDArray[np.int64] | None:
@@ -148,6 +148,11 @@ def _given(
     member: NDArray[np.generic] | None,
     references: dict[str, Any],
 ) -> Answers:
+    unknown = sorted(set(references) - {"reference_logits", "reference_membership"})
+    if unknown:
+        raise ConfigError(f"score() has no argument {unknown[0]!r}", "see help(memberscope.score)")
+    if "reference_logits" in references and np.ndim(references["reference_logits"]) == 3:
+        references["reference_logits"] = np.asarray(references["reference_logits"])[:, None]
     if (logits is None) == (probabilities is None) or labels is None or member is None:
         raise ConfigError("score() needs a file, or logits or probabilities with labels and member", "see help(score)")
     if logits is not None:
