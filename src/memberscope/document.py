@@ -14,8 +14,12 @@ from memberscope import seeds
 from memberscope.attacks.runner import AttackResult
 from memberscope.checks import Finding
 from memberscope.ladder import ladder, lowest_supported_fpr, strongest
+from memberscope.statistics.record_risk import agreement, flag
 
 SCHEMA_VERSION = 1
+
+FLAG_LEVEL = 0.1
+"""Expected share of wrong names among the records that are flagged."""
 
 NOT_TESTED = (
     "Other kinds of leakage: attribute inference, reconstruction of records, extraction of the model.",
@@ -74,6 +78,8 @@ def assemble(
             "worst_classes": worst_classes(best),
             "generalization_gap": None if target is None else target.get("generalization_gap"),
             "top_records": None if top_records is None else list(top_records),
+            "flagged": _flagged(best, member, seed),
+            "agreement": _agreement(results, best),
         },
         "not_tested": list(NOT_TESTED),
         "checks": [finding.to_dict() for finding in findings],
@@ -92,6 +98,26 @@ def _with_histogram(result: AttackResult, member: NDArray[np.bool_]) -> dict[str
     content = result.to_dict()
     content["histogram"] = None if result.scores is None else score_histogram(result.scores, member)
     return content
+
+
+def _flagged(best: AttackResult | None, member: NDArray[np.bool_], seed: int) -> dict[str, Any] | None:
+    """How many records the headline attack names at a false-discovery rate of FLAG_LEVEL, and how many rightly."""
+    if best is None or best.scores is None:
+        return None
+    found = flag(best.scores, member, level=FLAG_LEVEL, rng=seeds.generator(seed, "evaluation", "flagged"))
+    return {"level": FLAG_LEVEL, "records": found.true + found.false, "members": found.true, "attack": best.name}
+
+
+def _agreement(results: Sequence[AttackResult], best: AttackResult | None) -> list[dict[str, Any]]:
+    """Overlap of the highest-scored 1 % of records between the headline attack and each other attack (Jaccard)."""
+    scores = {r.name: r.scores for r in results if r.scores is not None}
+    if best is None:
+        return []
+    return [
+        {"attack": name, "jaccard": agreement(scores[best.name], other)}
+        for name, other in scores.items()
+        if name != best.name
+    ]
 
 
 def worst_classes(result: AttackResult | None, at_most: int = 5) -> list[dict[str, Any]]:

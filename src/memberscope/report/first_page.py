@@ -238,11 +238,19 @@ def _exposed(results: Results) -> dict[str, Any]:
         "classes": classes,
         "n_classes": (results.get("dataset") or {}).get("n_classes"),
         "sure": (wording.count(zero["k"]), wording.count(zero["n"])) if zero and wording.known(zero.get("k")) else None,
+        "flagged": _flagged(exposed.get("flagged")),
         "gap": wording.significant(100 * gap) if wording.known(gap) else "",
         "train": wording.percent(target.get("train_acc")),
         "test": wording.percent(target.get("test_acc")),
         "pictures": len(exposed.get("top_records") or []),
     }
+
+
+def _flagged(flagged: Mapping[str, Any] | None) -> dict[str, str] | None:
+    if not flagged:
+        return None
+    names = ("records", "members")
+    return {**{n: wording.count(flagged[n]) for n in names}, "level": wording.percent(flagged["level"], 2)}
 
 
 def _soundness(checks: list[Mapping[str, Any]]) -> dict[str, Any]:

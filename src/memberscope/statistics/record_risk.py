@@ -1,4 +1,4 @@
-"""Risk of single records: posterior probability of membership, and a list of records flagged with error control."""
+"""Risk of single records: a list of records flagged with error control, and whether attacks agree on whom they find."""
 
 from __future__ import annotations
 
@@ -7,26 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memberscope.errors import ConfigError
-
 Floats = NDArray[np.float64]
-
-
-def posterior(log_likelihood_ratio: Floats, prior: float) -> Floats:
-    """Probability of membership by Bayes' rule, float64 [N].
-
-    Parameters
-    ----------
-    log_likelihood_ratio
-        float64 [N]: log p(answer | member) - log p(answer | non-member), as LiRA-type attacks score.
-    prior
-        Share of members that the adversary expects, in (0, 1).
-    """
-    from scipy.special import expit, logit
-
-    if not 0 < prior < 1:
-        raise ConfigError(f"a prior of {prior}; expected it above 0 and below 1", "0.5 for an even guess")
-    return np.asarray(expit(log_likelihood_ratio + logit(prior)))
 
 
 @dataclass(frozen=True)
@@ -87,23 +68,19 @@ def benjamini_hochberg(p_value: Floats, level: float) -> NDArray[np.bool_]:
     return np.asarray(p_value <= ordered[below[-1]]) if below.size else np.zeros(len(p_value), bool)
 
 
-def agreement(scores: dict[str, Floats], share: float = 0.01) -> dict[tuple[str, str], float]:
-    """Jaccard overlap of the records that two attacks rank highest, for every pair of attacks.
+def agreement(one: Floats, other: Floats, share: float = 0.01) -> float:
+    """Jaccard overlap of the records that two attacks rank highest, in 0..1; NaN where ties leave both tops empty.
 
     Parameters
     ----------
-    scores
-        Name -> float64 [N].
+    one, other
+        float64 [N].
     share
         Which share of the records counts as the top; ties at its edge are left out.
     """
-    top: dict[str, NDArray[np.bool_]] = {}
-    for name, values in scores.items():
-        n = max(1, int(share * len(values)))
-        top[name] = values > np.partition(values, -n - 1)[-n - 1] if n < len(values) else np.ones(len(values), bool)
-    names = list(top)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    return {(a, b): _jaccard(top[a], top[b]) for a, b in pairs}
+    n = max(1, int(share * len(one)))
+    tops = [scores > np.partition(scores, -n - 1)[-n - 1] for scores in (one, other)] if n < len(one) else []
+    return _jaccard(*tops) if tops else float("nan")
 
 
 def _jaccard(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
