@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def load(
     try:
         kept = Recipe.from_dict(about["recipe"])
         shape, n_classes = tuple(about["input_shape"]), about["n_classes"]
-        normalisation = Normalisation(np.asarray(about["mean"], np.float32), np.asarray(about["std"], np.float32))
+        normalisation = Normalisation(*(_channelwise(name, about[name], shape[0]) for name in ("mean", "std")))
         trained_on = (about["dataset_name"], about["dataset_fingerprint"], about["membership_sha256"])
         rest = {name: about[name] for name in ("precision", "seed", "images_per_second", "stopped_epoch", "best_epoch")}
         history = tuple(about["history"])
@@ -326,7 +327,7 @@ def _build(recipe: Recipe, input_shape: tuple[int, ...], n_classes: int) -> nn.M
         return build(recipe.model, input_shape, n_classes, dropout=recipe.dropout)
 
 
-def _channelwise(name: str, values: tuple[float, ...], channels: int) -> NDArray[np.float32]:
+def _channelwise(name: str, values: Sequence[float], channels: int) -> NDArray[np.float32]:
     if len(values) not in (1, channels):
         raise ConfigError(
             f"{name} has {len(values)} numbers for {channels} channels", f"give one number, or {channels}"
