@@ -16,7 +16,7 @@ from memberscope.errors import ConfigError
 from memberscope.training.recipe import Recipe
 
 _SMALLEST_SIDE = 16
-"""Below 16x16 pixels the layers are too small to repay the conversions to bf16 (benchmarks/training.py --precisions)."""
+"""Below 16x16 pixels the layers are too small to repay the conversions (benchmarks/training.py --precisions)."""
 
 
 def resolve_device(name: str) -> torch.device:
