@@ -19,7 +19,7 @@ from memberscope.errors import EvidenceError
 from memberscope.reference_moments import Counts, Floats, Grouped, Moments, means, medians, moments
 from memberscope.signals import logit_scaled_confidence
 
-MEMORY_BYTES = 2**31
+MEMORY_BYTES = 2**30
 """Phi of all reference models that takes more than this lies in a temporary file instead of memory."""
 
 _BLOCK_BYTES = 2**24
@@ -132,7 +132,7 @@ class ReferenceSignals:
 
     def mean_probability(self, temperature: float = 1.0) -> tuple[Floats, Floats]:
         """Means of ``p_y`` over the IN and the OUT models of each record, float64 [A, N] each; NaN without a model."""
-        return self._once(("p", temperature), lambda: means(self.phi(temperature), _probability))
+        return self._once(("p", temperature), lambda: means(self.phi(temperature), _logistic, negated=True))
 
     def mean_log_probability(self) -> tuple[Floats, Floats]:
         """Means of ``log p_y`` over the IN and the OUT models, float64 [A, N] each; NaN without a model."""
@@ -188,10 +188,11 @@ def log_probability(phi: Floats) -> Floats:
     return np.asarray(np.minimum(phi, 0.0) - np.log1p(np.exp(-np.abs(phi))))
 
 
-def _probability(block: Floats, query: int, rows: slice) -> None:
+def _logistic(block: Floats, query: int, rows: slice) -> None:
+    """``1 / (1 + exp(block))``, never 0."""
     del query, rows
-    np.negative(block, out=block)
-    np.minimum(block, _LARGEST_EXPONENT, out=block)
+    if block.max() > _LARGEST_EXPONENT:
+        np.minimum(block, _LARGEST_EXPONENT, out=block)
     np.exp(block, out=block)
     block += 1.0
     np.reciprocal(block, out=block)

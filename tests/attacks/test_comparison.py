@@ -83,7 +83,7 @@ def test_too_few_models_or_records_play_nothing() -> None:
 
 
 def test_players_and_records_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PLAYED_VALUES", 30_000)
+    monkeypatch.setattr(module, "PLAYED_RECORDS", 2500)
     phi, inside = noise(12, 4000)
     played = played_targets(ReferenceSignals.from_phi(phi, inside), np.random.default_rng(0))
     assert len(played) == 8

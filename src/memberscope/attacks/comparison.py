@@ -32,8 +32,8 @@ ONLINE = OFFLINE | {Knowledge.REFERENCES_IN}
 PLAYERS = 8
 """How many reference models play the target, at most."""
 
-PLAYED_VALUES = 4_000_000
-"""Records times models that are played with, at most: more records than that allows are sampled."""
+PLAYED_RECORDS, PLAYED_VALUES = 20_000, 2_000_000
+"""Records, and records times models, with which models play the target, at most: of more, so many are sampled."""
 
 FEWEST = 20
 """A played target with fewer members or non-members teaches nothing."""
@@ -119,7 +119,7 @@ def play(references: ReferenceSignals, model: int) -> Played | None:
 
 def played_targets(references: ReferenceSignals, rng: np.random.Generator) -> list[Played]:
     """Up to `PLAYERS` reference models, each in the part of the target; empty where there are too few models."""
-    most = max(2000, PLAYED_VALUES // references.n_models)
+    most = min(PLAYED_RECORDS, max(2000, PLAYED_VALUES // references.n_models))
     if references.n_records > most:
         references = references.take(np.sort(rng.choice(references.n_records, most, replace=False)))
     models = np.unique(np.linspace(0, references.n_models - 1, PLAYERS).round().astype(int))

@@ -13,9 +13,14 @@ from memberscope.signals import Floats
 
 def rank_shares(scores: Floats) -> Floats:
     """Share of the records below each, ties counted half, float64 [N] in (0, 1)."""
-    ordered = np.sort(scores)
-    below, upto = (np.searchsorted(ordered, scores, side=side) for side in ("left", "right"))
-    return np.asarray((below + upto) / (2 * len(scores)))
+    n = len(scores)
+    order = np.argsort(scores)
+    ordered = scores[order]
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))  # of each run of equal scores
+    middle = 0.5 * (first + np.append(first[1:], n))
+    shares = np.empty(n)
+    shares[order] = np.repeat(middle / n, np.diff(np.append(first, n)))
+    return shares
 
 
 class RankFusion(ReferenceAttack):

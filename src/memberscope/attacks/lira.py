@@ -40,7 +40,10 @@ class Worlds:
 
 @dataclass(frozen=True, eq=False)
 class Means:
-    """Means of both worlds, float64 [A, N], where need be borrowed from the other world with the variance that adds."""
+    """Means of both worlds, float64 [A, N], where need be borrowed from the other world, which adds variance.
+
+    What is added has shape [A, N], or [A, 1] where nothing is.
+    """
 
     inside: Floats
     outside: Floats
@@ -55,6 +58,9 @@ def whole_means(inside: Moments, outside: Moments, mean_in: Floats, mean_out: Fl
     every record, its means are NaN.
     """
     both = (inside.n > 0) & (outside.n > 0)
+    if both.all():
+        nothing = np.zeros((len(mean_in), 1))
+        return Means(mean_in, mean_out, nothing, nothing)
     shift, spread = np.full((len(mean_in), 1), np.nan), np.zeros((len(mean_in), 1))
     if both.any():
         shifts = mean_in[:, both] - mean_out[:, both]
@@ -97,7 +103,7 @@ def pooled_variances(inside: Moments, outside: Moments) -> tuple[Floats, Floats]
         second = first
     if first is None or second is None:
         first = second = _variance_of_single_answers(inside, outside)
-    grand = np.nanmean(np.where(outside.n > 0, outside.mean, inside.mean), axis=1, keepdims=True)
+    grand = np.where(outside.n > 0, outside.mean, inside.mean).mean(axis=1, keepdims=True)
     smallest = (_SMALLEST_DEVIATION * (1 + np.abs(grand))) ** 2
     return np.maximum(first, smallest), np.maximum(second, smallest)
 
@@ -133,8 +139,10 @@ def fit_worlds(comparison: Comparison, *, variance: Variance = "pooled", centre:
     alone = (inside.n == 1) | (outside.n == 1)
     for world, typical, added in zip((inside, outside), pooled, (means.added_in, means.added_out), strict=True):
         if variance == "per-record":
-            own = np.maximum(world.ss / np.maximum(world.n, 1), _SMALLEST * typical)
-            found = np.where(alone | (world.n == 0), typical, own)
+            found = np.maximum(world.ss / np.maximum(world.n, 1), _SMALLEST * typical)
+            too_few = alone | (world.n == 0)
+            if too_few.any():
+                found = np.where(too_few, typical, found)
         else:
             found = typical if variance == "pooled" else global_variance(world)
         variances.append(found + added)
