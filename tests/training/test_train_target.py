@@ -15,8 +15,9 @@ from torch import nn
 
 from memberscope.errors import ConfigError, DataError, ModelError
 from memberscope.training import train_target
+from memberscope.training.optimisation import rate_factor
 from memberscope.training.recipe import Recipe
-from memberscope.training.train_target import _rate_factor, fit
+from memberscope.training.train_target import fit
 
 CLASSES = 3
 
@@ -298,7 +299,7 @@ def test_clipping_bounds_the_step():
     ],
 )
 def test_schedules(settings, done, factor):
-    assert _rate_factor(Recipe(epochs=10, **settings), done) == pytest.approx(factor, abs=1e-9)
+    assert rate_factor(Recipe(epochs=10, **settings), done) == pytest.approx(factor, abs=1e-9)
 
 
 def test_the_global_generator_and_the_threads_are_left_alone():

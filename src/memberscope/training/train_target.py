@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,13 @@ from memberscope.errors import ConfigError, DataError, ModelError
 from memberscope.training import checkpoint as checkpoints
 from memberscope.training.batches import Draws, Records, draw, measure
 from memberscope.training.hardware import cpu_threads, keep_freed_memory, resolve_device, resolve_precision
-from memberscope.training.model_files import load, load_weights, save, wrap
+from memberscope.training.model_files import load, save, wrap
 from memberscope.training.models import build
+from memberscope.training.optimisation import make_optimizer, rate_factor
 from memberscope.training.progress import Progress
 from memberscope.training.recipe import Recipe
 from memberscope.training.trained_model import TrainedModel, evaluating, place, plain_state
+from memberscope.training.weight_files import load_weights
 
 __all__ = ["TrainedModel", "fit", "load", "load_weights", "save", "wrap"]
 
@@ -129,7 +130,7 @@ class _Training:
         self.module = build(recipe.model, self.input_shape, n_classes, dropout=recipe.dropout)
         self.channels_last = place(self.module, self.input_shape, device)
         self.recipe = resolve_precision(recipe, self.module, self.input_shape, device)
-        self.optimizer = _optimizer(self.recipe, self.module, device)
+        self.optimizer = make_optimizer(self.recipe, self.module, device)
         self.normalisation = measure(x, member)
         self.members, self.labels = self._resident(x, y, member)
         self.watched = np.arange(len(self.members))
@@ -238,7 +239,7 @@ class _Training:
     def _step(self, index: NDArray[np.int64], draws: Draws, time_: float) -> Tensor:
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate * _rate_factor(recipe, time_)
+            group["lr"] = recipe.rate * rate_factor(recipe, time_)
         labels = self.labels[torch.from_numpy(index).to(self.device)]
         logits = self._answers(self.members.batch(index, draws))
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
@@ -318,32 +319,6 @@ class _Training:
 
     def _seed(self, purpose: str, epoch: int = 0) -> int:
         return int(self._sequence(purpose, epoch).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _optimizer(recipe: Recipe, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if not parameters:
-        raise ModelError(f"model {recipe.model!r} has no parameter to train")
-    fused = device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in parameters)
-    shared: dict[str, Any] = {"lr": recipe.rate, "weight_decay": recipe.weight_decay, "fused": fused}
-    makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "sgd": lambda **more: torch.optim.SGD(parameters, momentum=recipe.momentum, nesterov=recipe.nesterov, **more),
-        "adam": lambda **more: torch.optim.Adam(parameters, **more),
-        "adamw": lambda **more: torch.optim.AdamW(parameters, **more),
-    }
-    return makers[recipe.optimizer](**shared)
-
-
-def _rate_factor(recipe: Recipe, done: float) -> float:
-    """Share of the full learning rate after `done` epochs."""
-    factor = 1.0
-    if recipe.schedule == "cosine":
-        factor = 0.5 * (1 + math.cos(math.pi * done / recipe.epochs))
-    elif recipe.schedule == "step":
-        factor = 1.0 if done < recipe.epochs / 2 else 0.1 if done < 0.75 * recipe.epochs else 0.01
-    if done < recipe.warmup_epochs:
-        factor *= (done + 1e-3) / recipe.warmup_epochs  # not quite zero: the first step counts too
-    return factor
 
 
 def _check(recipe: Recipe, x: NDArray[Any], member: NDArray[np.bool_], validation: NDArray[np.bool_] | None) -> None:
