@@ -39,6 +39,7 @@ class NoiseRobustness(Attack):
     name = "noise-robustness"
     title = "Robustness to noise"
     needs = _NEEDS
+    costly = True
     card = Card(
         "Choquette-Choo et al. 2021 (ICML), section 3.3; Li & Zhang 2021 (CCS), section 4",
         "share of noisy copies that are answered with the true class, over 3 strengths (0.02, 0.05, 0.1 of the range) "
@@ -66,6 +67,7 @@ class AugmentationRobustness(Attack):
     name = "augmentation-robustness"
     title = "Robustness to shifts and mirroring"
     needs = _NEEDS
+    costly = True
     card = Card(
         "Choquette-Choo et al. 2021 (ICML), section 3.2",
         "share of 18 copies (moved by -1, 0, 1 pixels down and right, mirrored or not) answered with the true class; "

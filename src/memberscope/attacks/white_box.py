@@ -21,6 +21,7 @@ class WeightGradientNorm(Attack):
     name = "gradient-norm(weights)"
     title = "Gradient norm, weights"
     needs = _NEEDS
+    costly = True
     card = Card(
         "Nasr et al. 2019 (S&P), section III; Chen et al. 2022 (RelaxLoss, ICLR), white-box attacks",
         "minus the logarithm of the l2 norm of the gradient of the record's loss with respect to all weights",
