@@ -124,7 +124,9 @@ def test_json_is_one_document(capsys: pytest.CaptureFixture[str], answers: Path,
     assert document["attacks"][0]["evaluation"]["auc"]["value"] > 0.6
 
 
-def test_same_seed_same_scores(capsys: pytest.CaptureFixture[str], answers: Path, run_folder: Path, tmp_path: Path) -> None:
+def test_same_seed_same_scores(
+    capsys: pytest.CaptureFixture[str], answers: Path, run_folder: Path, tmp_path: Path
+) -> None:
     run(capsys, "score", str(answers), "--out", str(tmp_path / "again"), "--quiet")
     assert (tmp_path / "again" / "scores.csv.gz").read_bytes() == (run_folder / "scores.csv.gz").read_bytes()
 

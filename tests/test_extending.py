@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = '''
+PACKAGE = """
 import numpy as np
 import torch
 from memberscope.attacks.base import Attack, Card, InformedAttack
@@ -41,7 +41,7 @@ class SecondLook(Attack):
 
 def make(n_classes, in_channels):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64 * in_channels, n_classes))
-'''
+"""
 ENTRY_POINTS = """
 [memberscope.attacks]
 second-look = stripes_package:SecondLook
@@ -64,9 +64,7 @@ def installed(tmp_path: Path) -> Path:
 
 def memberscope(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); from memberscope.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_dataset_model_and_attack_of_another_package(installed: Path) -> None:
