@@ -323,6 +323,25 @@ def test_several_runs_thresholds():
     assert edge.correct == 4
 
 
+def test_a_split_is_bounded_on_the_half_that_it_was_not_chosen_on():
+    # Odd numbers tell the halves apart: the smaller one chooses.
+    rng = np.random.default_rng(6)
+    member = np.repeat([True, False], 201)
+    runs = bound(
+        rng.normal(size=402) + 3 * member,
+        member,
+        method="several-runs",
+        design="independent-runs",
+        threshold="split",
+    )
+    assert (runs.counts["runs_with"], runs.counts["runs_without"]) == (101, 101)
+    assert runs.selection.endswith("chosen on 200 runs, bounded on the other 202 (split)")
+    coins = rng.random(1001) < 0.5
+    canaries = bound(rng.normal(size=1001) + 2 * coins, coins, design="coin-flips", guesses="split")
+    assert canaries.m == 501
+    assert canaries.selection.endswith("chosen on 500 canaries, bounded on the other 501 (split)")
+
+
 def test_the_generator_decides_ties_and_halves_and_nothing_global(canaries):
     scores, member = canaries
     coarse = np.round(scores)
