@@ -273,17 +273,20 @@ def test_above_a_population() -> None:
     assert (np.diff(found) > 0).all()
 
 
-def test_fusion_is_the_mean_of_two_ranks() -> None:
+def test_fusion_is_the_mean_of_two_normal_scores() -> None:
+    from scipy.stats import norm, rankdata
+
     np.testing.assert_allclose(rank_shares(np.array([3.0, 1.0, 1.0, 9.0])), [0.625, 0.25, 0.25, 0.875])
     rng = np.random.default_rng(0)
-    phi, inside = rng.normal(size=(9, 1, 500)), np.argsort(rng.random((8, 500)), axis=0) < 4
-    one = comparison(phi[0], phi[1:], inside)
-    one.references.mean_probability()
-    one.references._kept["p", 2.0] = one.references.mean_probability()
+    phi, inside = rng.normal(size=(9, 500)), np.argsort(rng.random((8, 500)), axis=0) < 4
+    logits = np.stack([-phi / 2, phi / 2], axis=-1)[:, None]
+    one = Comparison.of(
+        Evidence(logits[0], np.ones(500, np.int64), reference_logits=logits[1:], reference_membership=inside)
+    )
+    parts = EbLira().compare(one), online_ratio(one, 2.0)[0]
+    expected = np.mean([norm.ppf((rankdata(part) - 0.5) / 500) for part in parts], axis=0)
     scores = RankFusion().compare(one)
-    first = rank_shares(EbLira().compare(one))
-    second = rank_shares(online_ratio(one, 2.0)[0])
-    np.testing.assert_allclose(scores, 0.5 * (first + second), atol=0.051 / 500)
+    np.testing.assert_allclose(scores, expected, atol=1e-8)
     assert len(np.unique(scores)) == 500
 
 

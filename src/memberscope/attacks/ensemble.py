@@ -12,7 +12,7 @@ from memberscope.attacks.bayes_lira import LiraOnlineBayes
 from memberscope.attacks.calibration import DifficultyMidpointPhi
 from memberscope.attacks.comparison import ONLINE, Comparison, Played, ReferenceAttack
 from memberscope.attacks.eb_lira import EbLira
-from memberscope.attacks.fusion import RankFusion, rank_shares
+from memberscope.attacks.fusion import RankFusion, normal_scores
 from memberscope.attacks.lira import LiraOfflineOneSided
 from memberscope.attacks.rmia import RmiaOffline, RmiaOnline, RmiaOnlineT2
 from memberscope.signals import Floats
@@ -69,7 +69,5 @@ class Ensemble(ReferenceAttack):
         return np.asarray(self._classifier.decision_function(self._features(comparison)))
 
     def _features(self, comparison: Comparison) -> Floats:
-        from scipy.special import ndtri
-
         scores = [comparison.phi().mean(axis=0), *(part.compare(comparison) for part in self._parts)]
-        return np.asarray(ndtri(np.stack([rank_shares(score) for score in scores], axis=1)))
+        return np.stack([normal_scores(score) for score in scores], axis=1)

@@ -10,6 +10,8 @@ from memberscope.attacks.eb_lira import EbLira
 from memberscope.attacks.rmia import RmiaOnlineT2
 from memberscope.signals import Floats
 
+_TIE_BREAK = 1e-9
+
 
 def rank_shares(scores: Floats) -> Floats:
     """Share of the records below each, ties counted half, float64 [N] in (0, 1)."""
@@ -23,23 +25,30 @@ def rank_shares(scores: Floats) -> Floats:
     return shares
 
 
+def normal_scores(scores: Floats) -> Floats:
+    """Quantiles of the standard normal at the rank shares, float64 [N]: unlike ranks, they tell the extremes apart."""
+    from scipy.special import ndtri
+
+    return np.asarray(ndtri(rank_shares(scores)))
+
+
 class RankFusion(ReferenceAttack):
-    """Mean of the ranks of EB-LiRA and RMIA online."""
+    """Mean of the normal scores of EB-LiRA and RMIA online."""
 
     name = "rank-fusion"
     title = "Rank fusion of EB-LiRA and RMIA online"
     needs = ONLINE
     card = Card(
         "this tool; no publication yet",
-        "mean of the ranks of lira-online-eb and rmia-online(T=2) among the records under audit",
+        "mean of the normal scores of the ranks of lira-online-eb and rmia-online(T=2) among the records under audit",
         "K reference models; one query a record; no fit",
-        "experimental. A score depends on which other records are audited with it.",
+        "experimental: tried on multilayer perceptrons on Location-30 and on CIFAR-10, 5 targets each, 2 to 64 models. "
+        "There it led or tied in AUC from 4 models on; at 2 models on Location-30 rmia-online(T=2) alone was better. A "
+        "score depends on which other records are audited with it.",
     )
 
     def compare(self, comparison: Comparison) -> Scores:
-        """Mean rank."""
-        first, second = EbLira().compare(comparison), RmiaOnlineT2().compare(comparison)
-        n = comparison.references.n_records
-        # Two records may share a mean rank: a tenth of a rank, by EB-LiRA, sets them apart.
-        tie_break = 0.1 / n * (rank_shares(first) - 0.5)
-        return np.asarray(0.5 * (rank_shares(first) + rank_shares(second)) + tie_break)
+        """Mean normal score; two records with the same mean stand in the order of EB-LiRA."""
+        first = normal_scores(EbLira().compare(comparison))
+        second = normal_scores(RmiaOnlineT2().compare(comparison))
+        return np.asarray(0.5 * (first + second) + _TIE_BREAK * first)
