@@ -134,7 +134,7 @@ def write_model(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[s
         The disk is full, or the folder cannot be written.
     """
     # Wide dtypes first: every array then begins at a multiple of its item size.
-    ordered = {name: np.ascontiguousarray(a) for name, a in sorted(arrays.items(), key=lambda i: -i[1].dtype.itemsize)}
+    ordered = {name: np.asarray(a, order="C") for name, a in sorted(arrays.items(), key=lambda i: -i[1].dtype.itemsize)}
     header: dict[str, Any] = {}
     end = 0
     for name, array in ordered.items():

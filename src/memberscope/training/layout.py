@@ -51,20 +51,22 @@ class Trial:
         Number of classes.
     threads
         CPU threads.
+    seconds
+        Of training steps.
     """
 
     recipe: Recipe
     n_classes: int
     threads: int
+    seconds: float = SECONDS
 
     def __call__(self, arrays: Arrays, item: int, tell: Tell, /) -> float:
         """Records a second in training steps. Arrays: x, y and pool (who may be trained on)."""
         del item, tell
-        rate, records = 0.0, 2 * self.recipe.batch_size
-        for seconds in (0.15 * SECONDS, SECONDS, 0.0):  # the first steps of a process are slow: they only warm up
-            rate = self._rate(arrays, records)
-            records = int(rate * seconds)
-        return rate
+        records = 2 * self.recipe.batch_size
+        for seconds in (0.15 * self.seconds, self.seconds):  # the first steps of a process are slow: they warm up
+            records = int(self._rate(arrays, records) * seconds)
+        return self._rate(arrays, records)
 
     def _rate(self, arrays: Arrays, records: int) -> float:
         from memberscope.training.train_target import fit

@@ -101,10 +101,12 @@ class LocalWorkers:
         How many; they are started when there is work.
     folder
         Where the temporary file lies (it needs room there).
+    noun
+        What an item is, for messages.
     """
 
-    def __init__(self, arrays: Arrays, workers: int, folder: Path) -> None:
-        self.workers = workers
+    def __init__(self, arrays: Arrays, workers: int, folder: Path, *, noun: str = "item") -> None:
+        self.workers, self._noun = workers, noun
         self._file: IO[bytes] | None
         self._file, self._table = _shared(arrays, folder)
         self._staff: list[_Worker] = []
@@ -180,7 +182,7 @@ class LocalWorkers:
         reason = self._bury(worker)
         if deaths == _ATTEMPTS:
             raise ModelError(
-                f"a worker process died {deaths} times at item {item}: {reason}",
+                f"a worker process died {deaths} times at {self._noun} {item}: {reason}",
                 "ask for fewer workers if memory is short; what was finished is kept",
             )
         if listener is not None:

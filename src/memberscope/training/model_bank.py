@@ -1,0 +1,384 @@
+"""The model bank: many models of one recipe, each trained on its own half of a pool, kept with their answers.
+
+A bank is a folder: a manifest, and one file a model. It may be killed at any moment and grown further later, by one
+process or by several at once; each model is trained once. The halves come in pairs of complements, so that every record
+is a member of exactly half of the models. The membership of a model under audit is drawn elsewhere, independently: an
+audited model that belonged to the balance could be told by counting the others.
+
+On a CPU a model depends on the bank's seed, its own number, and how many threads train it (they split sums in other
+places); it does not depend on the number of workers, their order, or interruptions. The threads are part of the bank:
+chosen when it first grows, noted in its manifest, and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memberscope.errors import ConfigError, MemberscopeError, ModelError
+from memberscope.training import bank_plan
+from memberscope.training.bank_answers import BankAnswers, Rows
+from memberscope.training.bank_files import ModelFile, exclusively, model_path, read_manifest, write_manifest
+from memberscope.training.bank_identity import identity_of, same_identity
+from memberscope.training.bank_plan import Plan
+from memberscope.training.bank_progress import BankProgress, Tracker, listed
+from memberscope.training.bank_training import Outcome, TrainModel, membership_row, sound, until_there
+from memberscope.training.layout import Layout, Trial, machine
+from memberscope.training.recipe import Recipe
+from memberscope.training.scheduler import InProcess, LocalWorkers, Scheduler
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from memberscope.data_loader import Dataset
+    from memberscope.training.trained_model import TrainedModel
+
+
+class ModelBank:
+    """Reference models and their answers. Made by `ModelBank.open`, filled by `grow`.
+
+    The bank answers for its first `size` models: those that the last `grow` of this object asked for, and before that
+    all whole pairs that are there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        recipe: Recipe,
+        dataset: Dataset,
+        pool: NDArray[np.bool_],
+        validation: NDArray[np.bool_] | None,
+    ) -> None:
+        self.folder, self.recipe, self.dataset, self.pool = folder, recipe, dataset, pool
+        self.queries: tuple[str, ...] = tuple(identity["queries"])
+        self.seed: int = identity["seed"]
+        self._identity, self._validation = identity, validation
+        self._digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
+        self._files: dict[int, ModelFile] = {}
+        self.size = self._whole_pairs()
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        recipe: Recipe,
+        dataset: Dataset,
+        pool: NDArray[np.bool_],
+        validation: NDArray[np.bool_] | None = None,
+        queries: Sequence[str] = ("none",),
+        seed: int,
+        keep_weights: bool = False,
+        precision: Literal["float32", "float16"] = "float32",
+    ) -> ModelBank:
+        """Open the bank in a folder, or begin one there.
+
+        Parameters
+        ----------
+        folder
+            Of this bank alone.
+        recipe
+            How every model is trained.
+        dataset
+            The records. Models answer all N of them.
+        pool
+            bool [N]: records that models may be trained on; the others are members of none.
+        validation
+            bool [N]: watched by recipes that stop early; else left alone. Never of the pool.
+        queries
+            What models are asked about every record: ``none``, ``flip``.
+        seed
+            Of memberships and trainings.
+        keep_weights
+            Keep weights too (`model`), and not the answers alone.
+        precision
+            Of the answers on disk. float16 halves them; arithmetic with them is float64 in either case.
+
+        Raises
+        ------
+        ModelError
+            The bank in the folder was made with another recipe, dataset, pool, seed, ...; says with which.
+        DataError
+            The pool is no mask of the records, too small, or overlaps validation.
+        """
+        identity = identity_of(recipe, dataset, pool, validation, queries, seed, keep_weights, precision)
+        folder = Path(folder)
+        with exclusively(folder):
+            manifest = read_manifest(folder)
+            if manifest is None:
+                write_manifest(folder, {"identity": identity})
+            else:
+                identity = same_identity(folder, manifest.get("identity", {}), identity)
+        return cls(folder, identity, recipe, dataset, pool, validation if recipe.early_stopping else None)
+
+    def plan(
+        self, k: int, *, workers: int | Literal["auto"] = "auto", threads: int | None = None, device: str = "auto"
+    ) -> Plan:
+        """Say what growing to `k` models will take here: a measurement of a few seconds, if it was not made before.
+
+        Parameters are those of `grow`. Precision and threads are settled for the bank when this is first asked.
+        """
+        return self._plan(_even(k), workers, threads, device)[0]
+
+    def grow(
+        self,
+        k: int,
+        *,
+        workers: int | Literal["auto"] = "auto",
+        threads: int | None = None,
+        device: str = "auto",
+        progress: BankProgress | None = None,
+    ) -> None:
+        """Train what is missing of the first `k` models. May be killed at any moment, and run by several processes.
+
+        Parameters
+        ----------
+        k
+            Number of models; an odd one is raised by one, to whole pairs.
+        workers
+            Processes that train at once on a CPU; auto: as measured to be fastest here. The models are the same.
+        threads
+            Threads that train a model. None: as noted in the bank; at first 1, unless with ``workers="auto"`` more are
+            measured to be faster.
+        device
+            auto, cpu, cuda, cuda:1, mps.
+        progress
+            Hears of it.
+
+        Raises
+        ------
+        ModelError
+            A training diverged, a worker died twice, or other threads were asked for than the bank was begun with.
+        MemberscopeError
+            There is too little room on the disk, or the folder cannot be written.
+        """
+        progress = progress or BankProgress()
+        if k % 2:
+            progress.on_note(f"{k} reference models were asked for, {k + 1} are trained: they come in pairs")
+        k = _even(k)
+        before = [i for i in range(k) if model_path(self.folder, i).is_file()]
+        missing = self._missing(k)
+        damaged = sorted(set(before) & set(missing))
+        if damaged:
+            progress.on_note(f"damaged files of reference models {listed(damaged)}: trained again")
+        if missing:
+            plan, where, module = self._plan(k, workers, threads, device)
+            self._check_room(plan)
+            progress.on_layout(plan.describe())
+            tracker = Tracker(progress, k - len(missing), missing, plan.layout.processes, plan.seconds)
+            run, close = self._runner(plan, where, module, tracker)
+            try:
+                until_there(run, missing, tracker)
+            except KeyboardInterrupt:
+                text = f"interrupted: {k - len(self._missing(k))} of {k} reference models are trained and kept"
+                raise KeyboardInterrupt(f"{text}; the same command goes on from there") from None
+            finally:
+                close()
+        self.size = k
+
+    @property
+    def membership(self) -> NDArray[np.bool_]:
+        """bool [K, N]: who each model was trained on."""
+        rows = np.empty((self.size, self.dataset.n), np.bool_)
+        for k in range(self.size):
+            rows[k] = np.unpackbits(self._file(k).map("membership"), count=self.dataset.n)
+        return rows
+
+    def logits(self, rows: Rows | None = None) -> BankAnswers:
+        """Answers [K, A, n, C] of all models on some records (a mask or indices of the pool; None: all N), on disk."""
+        if self.size == 0:
+            raise ModelError(f"the model bank {self.folder} has no whole pair of models", "grow it first")
+        answers = BankAnswers([np.asarray(self._file(k).map("logits")) for k in range(self.size)])
+        return answers if rows is None else answers.take(rows)
+
+    @property
+    def accuracies(self) -> NDArray[np.float64]:
+        """float64 [K, 2]: share of right answers on a model's members, and on the rest of the pool."""
+        return np.array([self._file(k).about["accuracy"] for k in range(self.size)], np.float64).reshape(-1, 2)
+
+    def about(self, k: int) -> dict[str, Any]:
+        """What was noted of model k: seed, accuracy, threads, device, precision, seconds, hash of its weights."""
+        return dict(self._file(k).about)
+
+    def model(self, k: int, *, device: str = "auto", threads: int | None = None) -> TrainedModel:
+        """Model k, ready to be asked.
+
+        Raises
+        ------
+        ModelError
+            The bank keeps no weights.
+        """
+        import torch
+
+        from memberscope.training.batches import Normalisation
+        from memberscope.training.trained_model import TrainedModel, place
+
+        if not self._identity["weights"]:
+            raise ModelError(f"the model bank {self.folder} keeps no weights", "begin one with keep_weights=True")
+        file = self._file(k)
+        about = file.about
+        recipe, shape = self.recipe, self.dataset.input_shape
+        where, _, module = bank_plan.resolve(recipe, self.dataset.n_classes, shape, device, about["precision"])
+        names = [name for name in file.places if name.startswith("weights/")]
+        state = {name.removeprefix("weights/"): torch.from_numpy(np.array(file.map(name))) for name in names}
+        module.load_state_dict(state)
+        module.eval()
+        mean, std = (np.array(about[name], np.float32) for name in ("mean", "std"))
+        return TrainedModel(
+            module=module,
+            recipe=recipe,
+            normalisation=Normalisation(mean, std),
+            input_shape=shape,
+            n_classes=self.dataset.n_classes,
+            device=str(where),
+            channels_last=place(module, shape, where),
+            precision=about["precision"],
+            seed=about["seed"],
+            stopped_epoch=about["epochs"][0],
+            best_epoch=about["epochs"][1],
+            threads=threads,
+        )
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        return f"ModelBank({self.size} models of {self.recipe.model!r} on {self.dataset.name!r}, {self.folder.name})"
+
+    def _plan(
+        self, k: int, workers: int | Literal["auto"], threads: int | None, device: str
+    ) -> tuple[Plan, torch.device, nn.Module]:
+        missing, data = tuple(self._missing(k)), self.dataset
+        members = -(-int(self.pool.sum()) // 2)
+        work = bank_plan.records_computed(self.recipe, members, len(self.queries) * data.n)
+        with exclusively(self.folder):  # processes that begin at once must settle on the same
+            manifest = read_manifest(self.folder) or {}
+            settled: dict[str, Any] = manifest.setdefault("models", {})
+            where, recipe, module = bank_plan.resolve(
+                self.recipe, data.n_classes, data.input_shape, device, settled.get("precision")
+            )
+            settled["precision"] = recipe.precision
+            choice = bank_plan.Choice(Layout(1, threads or 1), None, "one process")
+            if where.type == "cpu":
+                choice = bank_plan.choose(
+                    self._arrays(),
+                    Trial(recipe, data.n_classes, 1),
+                    models=len(missing),
+                    work=work,
+                    member_bytes=members * data.x[:1].nbytes,
+                    folder=self.folder,
+                    workers=workers,
+                    fixed=self._fixed(settled.get("threads"), threads),
+                    noted=manifest.get("layouts", {}).get(machine()),
+                )
+                settled["threads"] = choice.layout.threads
+                manifest.setdefault("layouts", {}).setdefault(machine(), {}).update(choice.measured)
+            write_manifest(self.folder, manifest)
+        kept = sum(p.numel() for p in module.parameters()) if self._identity["weights"] else 0
+        shape = (len(self.queries), data.n, data.n_classes)
+        plan = Plan(
+            missing=missing,
+            recipe=recipe,
+            device=str(where),
+            layout=choice.layout,
+            seconds=bank_plan.seconds(choice, len(missing), work),
+            file_bytes=bank_plan.room(len(missing), shape, self._identity["stored"], kept),
+            reason=choice.reason,
+        )
+        return plan, where, module
+
+    def _fixed(self, settled: int | None, asked: int | None) -> int | None:
+        """Threads a model, if the bank or the user settled them."""
+        if asked is not None and asked < 1:
+            raise ConfigError(f"threads = {asked}", "at least 1")
+        if settled is not None and asked not in (None, settled):
+            raise ModelError(
+                f"the models of the bank {self.folder} are trained with {settled} threads each, not {asked}",
+                "leave the threads out, or choose another folder",
+            )
+        return settled or asked
+
+    def _runner(
+        self, plan: Plan, where: torch.device, module: nn.Module, tracker: Tracker
+    ) -> tuple[Callable[[list[int]], Iterator[tuple[int, Outcome]]], Callable[[], None]]:
+        """What trains a list of models and tells each outcome, and how to end it."""
+        task = TrainModel(
+            folder=self.folder,
+            bank=self._digest,
+            recipe=plan.recipe,
+            n_classes=self.dataset.n_classes,
+            queries=self.queries,
+            seed=self.seed,
+            stored=self._identity["stored"],
+            keep_weights=self._identity["weights"],
+            device=plan.device,
+            threads=plan.layout.threads if where.type == "cpu" else None,
+        )
+        if where.type == "cuda":
+            from memberscope.training.stacked import obstacle
+
+            reason = obstacle(plan.recipe, module)
+            if reason is None:
+                return lambda models: task.at_once(self._arrays(), models, tracker), lambda: None
+            tracker.note(f"reference models are trained one by one: {reason}")
+        place: Scheduler = InProcess(self._arrays())
+        if plan.layout.processes > 1:
+            place = LocalWorkers(self._arrays(), plan.layout.processes, self.folder, noun="reference model")
+        return lambda models: place.run(task, models, tracker), place.close
+
+    def _missing(self, k: int) -> list[int]:
+        """Of the first k models those that are not there and sound."""
+        return [i for i in range(k) if i not in self._files and not self._look(i)]
+
+    def _look(self, k: int) -> bool:
+        path = model_path(self.folder, k)
+        file = sound(path, self._digest, k, membership_row(self.pool, k, self.seed)) if path.is_file() else None
+        if file is not None:
+            self._files[k] = file
+        return file is not None
+
+    def _file(self, k: int) -> ModelFile:
+        if k not in self._files and not self._look(k):
+            ModelFile.read(model_path(self.folder, k)).verify()  # says what is wrong, where it can
+            raise ModelError(
+                f"the file of reference model {k} in {self.folder} belongs to another bank", "grow the bank again"
+            )
+        return self._files[k]
+
+    def _whole_pairs(self) -> int:
+        pairs = 0
+        while all(model_path(self.folder, 2 * pairs + i).is_file() for i in (0, 1)):
+            pairs += 1
+        return 2 * pairs
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {"x": self.dataset.x, "y": self.dataset.y, "pool": self.pool}
+        return arrays if self._validation is None else arrays | {"validation": self._validation}
+
+    def _check_room(self, plan: Plan) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if plan.file_bytes > free:
+            raise MemberscopeError(
+                f"{len(plan.missing)} reference models take {_size(plan.file_bytes)} in {self.folder}, "
+                f"where {_size(free)} are free",
+                "free some space, ask for fewer, or keep their answers as float16; nothing was trained yet",
+            )
+
+
+def _even(k: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ConfigError(f"{k!r} reference models", "a whole number from 1")
+    return k + k % 2
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

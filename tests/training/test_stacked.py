@@ -1,0 +1,191 @@
+"""Models trained at once are those of `fit`, up to rounding; what cannot be stacked is said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from memberscope.errors import ConfigError, ModelError
+from memberscope.training import bank_training
+from memberscope.training.bank_files import ModelFile, claim, model_path
+from memberscope.training.bank_training import TrainModel
+from memberscope.training.models import build
+from memberscope.training.recipe import Recipe
+from memberscope.training.stacked import fit_stacked, group_size, in_groups, obstacle
+from memberscope.training.train_target import fit
+
+CLASSES = 4
+
+
+def pool_of(shape: tuple[int, ...], n: int = 160):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, CLASSES, n)
+    if len(shape) == 3:
+        return (rng.integers(0, 120, (n, *shape)) + 30 * y[:, None, None, None]).astype(np.uint8), y
+    return (rng.normal(size=(n, *shape)) + 0.3 * y[:, None]).astype(np.float32), y
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        ({"model": "simplecnn"}, (3, 8, 8)),
+        ({"model": "simplecnn", "augmentation": ("flip", "crop"), "nesterov": True}, (1, 8, 8)),
+        ({"model": "simplecnn", "clip_norm": 0.1, "weight_decay": 0.01, "schedule": "cosine"}, (3, 8, 8)),
+        ({"model": "mlp", "optimizer": "adam", "label_smoothing": 0.1, "warmup_epochs": 1}, (20,)),
+        ({"model": "mlp", "optimizer": "adamw", "weight_decay": 0.1, "schedule": "step"}, (20,)),
+    ],
+)
+def test_models_trained_at_once_are_those_trained_alone(settings, shape):
+    x, y = pool_of(shape)
+    recipe = Recipe(epochs=3, batch_size=24, precision="fp32", **settings)
+    rng = np.random.default_rng(1)
+    members = np.array([rng.permutation(len(x)) < 80 for _ in range(3)])
+    stacked = fit_stacked(recipe, x, y, members, n_classes=CLASSES, seeds=[7, 8, 9], device="cpu", threads=1)
+    for member, seed, model in zip(members, (7, 8, 9), stacked, strict=True):
+        alone = fit(recipe, x, y, member, n_classes=CLASSES, seed=seed, device="cpu", threads=1)
+        expected = alone.query(x)
+        np.testing.assert_allclose(model.query(x), expected, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_array_equal(model.mean, alone.mean)
+        for now, then in zip(model.history, alone.history, strict=True):
+            assert now["train_loss"] == pytest.approx(then["train_loss"], rel=1e-4)
+        assert (model.stopped_epoch, model.best_epoch, model.seed) == (3, 3, seed)
+    first, second = (model.query(x) for model in stacked[:2])
+    assert np.abs(first - second).max() > 0.1  # and they are different models
+
+
+def test_bf16_stays_near():
+    x, y = pool_of((3, 16, 16), 64)
+    recipe = Recipe(epochs=1, batch_size=32, precision="bf16")
+    members = np.array([np.arange(64) % 2 == 0, np.arange(64) % 2 == 1])
+    stacked = fit_stacked(recipe, x, y, members, n_classes=CLASSES, seeds=[1, 2], device="cpu", threads=1)
+    for member, seed, model in zip(members, (1, 2), stacked, strict=True):
+        alone = fit(recipe, x, y, member, n_classes=CLASSES, seed=seed, device="cpu", threads=1)
+        assert model.precision == "bf16"
+        np.testing.assert_allclose(model.query(x), alone.query(x), atol=0.05)
+
+
+class Heard:
+    def __init__(self):
+        self.steps, self.epochs = [], []
+
+    def on_step(self, epoch, step, steps, loss):
+        self.steps.append((epoch, step, steps))
+
+    def on_epoch(self, record, epochs, seconds_left):
+        self.epochs.append((record["epoch"], epochs))
+        assert seconds_left >= 0
+
+
+def test_progress_is_told_and_global_randomness_left_alone():
+    x, y = pool_of((20,), 40)
+    heard, before = Heard(), torch.random.get_rng_state()
+    members = np.ones((2, 40), bool)
+    recipe = Recipe(model="mlp", epochs=2, batch_size=10)
+    fit_stacked(recipe, x, y, members, n_classes=CLASSES, seeds=[1, 2], device="cpu", progress=heard, threads=1)
+    assert heard.steps[-1] == (2, 4, 4)
+    assert heard.epochs == [(1, 2), (2, 2)]
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_training_that_diverges_is_noticed():
+    x, y = pool_of((20,), 40)
+    members = np.ones((2, 40), bool)
+    recipe = Recipe(model="mlp", epochs=2, batch_size=10, learning_rate=1e25)
+    with pytest.raises(ModelError, match="diverged"):
+        fit_stacked(recipe, x, y, members, n_classes=CLASSES, seeds=[1, 2], device="cpu", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"model": "resnet18"}, "running statistics"),
+        ({"model": "simplecnn", "dropout": 0.5}, "dropout"),
+        ({"model": "simplecnn", "early_stopping": 3}, "early stopping"),
+        ({"model": "simplecnn"}, None),
+    ],
+)
+def test_what_cannot_be_stacked_is_said(settings, reason):
+    recipe = Recipe(epochs=2, **settings)
+    found = obstacle(recipe, build(recipe.model, (3, 8, 8), CLASSES, dropout=recipe.dropout))
+    assert (found is None) if reason is None else reason in found
+
+
+def test_stacking_what_cannot_be_stacked_is_refused():
+    x, y = pool_of((3, 8, 8), 40)
+    members = np.array([np.arange(40) < 20, np.arange(40) < 21])
+    with pytest.raises(ConfigError, match="different numbers of members"):
+        fit_stacked(Recipe(epochs=1), x, y, members, n_classes=CLASSES, seeds=[1, 2], device="cpu")
+    with pytest.raises(ConfigError, match="dropout"):
+        fit_stacked(Recipe(dropout=0.1), x, y, members[:1], n_classes=CLASSES, seeds=[1], device="cpu")
+
+
+def test_groups_are_halved_when_memory_is_short():
+    groups, alone = [], []
+
+    def train(group):
+        groups.append(list(group))
+        if len(group) > 2:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return dict.fromkeys(group, "trained")
+
+    outcomes = list(in_groups(range(7), 6, train, lambda k: alone.append(k) or "alone"))
+    assert groups == [[0, 1, 2, 3, 4, 5], [0, 1, 2], [0, 1], [2, 3], [4, 5]]
+    assert outcomes == [(k, "trained") for k in range(6)] + [(6, "alone")]
+
+
+def test_what_vmap_does_not_know_is_trained_one_by_one():
+    def train(group):
+        raise RuntimeError("vmap: unsupported")
+
+    assert list(in_groups([3, 4], 8, train, lambda k: k * k)) == [(3, 9), (4, 16)]
+
+
+def test_the_group_fits_the_memory():
+    def size(free: int, batch_size: int = 128) -> int:
+        return group_size(Recipe(batch_size=batch_size), (3, 32, 32), 10, 25_000 * 3072, free)
+
+    assert [size(0), size(10**9), size(10**12)] == [1, size(10**9), 64]
+    assert 1 < size(10**9, 64) <= size(2 * 10**9, 64) < 64
+    assert size(4 * 10**9, 1024) < size(4 * 10**9, 128)
+
+
+class Fractions:
+    def __init__(self):
+        self.of = {}
+
+    def on_fraction(self, item, fraction):
+        self.of.setdefault(item, []).append(fraction)
+
+    def on_death(self, item, reason):
+        raise AssertionError(reason)
+
+
+@pytest.mark.parametrize("n", [60, 61])
+def test_a_bank_grown_at_once_holds_the_models_of_one_grown_alone(tmp_path, monkeypatch, n):
+    """The way of a bank on a GPU, on the CPU: same files, up to rounding, and what others are at is left to them."""
+    x, y = pool_of((12,), n)
+    arrays = {"x": x, "y": y, "pool": np.ones(n, bool)}
+    recipe = Recipe(model="mlp", epochs=2, batch_size=10, precision="fp32")
+    tasks = []
+    for name in ("stacked", "alone"):
+        (tmp_path / name).mkdir()
+        tasks.append(
+            TrainModel(tmp_path / name, "bank", recipe, CLASSES, ("none",), 3, "float32", True, "cpu", threads=1)
+        )
+    stacked, alone = tasks
+    monkeypatch.setattr(bank_training, "_free_bytes", lambda device: 10**9)
+    assert alone(arrays, 0, lambda fraction: None) == "trained"
+    model_path(tmp_path / "alone", 0).rename(model_path(tmp_path / "stacked", 0))
+    listener = Fractions()
+    with claim(model_path(tmp_path / "stacked", 3)):
+        outcomes = dict(stacked.at_once(arrays, range(6), listener))
+    assert outcomes == {0: "there", 1: "trained", 2: "trained", 3: "busy", 4: "trained", 5: "trained"}
+    assert all(listener.of[k][-1] == 1.0 for k in (1, 2, 4, 5))
+    for k in (1, 2, 4, 5):
+        assert alone(arrays, k, lambda fraction: None) == "trained"
+        now, then = (ModelFile.read(model_path(tmp_path / name, k)) for name in ("stacked", "alone"))
+        np.testing.assert_array_equal(now.map("membership"), then.map("membership"))
+        np.testing.assert_allclose(now.map("logits"), then.map("logits"), atol=1e-4)
+        np.testing.assert_allclose(now.map("weights/fc1.weight"), then.map("weights/fc1.weight"), atol=1e-5)
+        assert now.about["accuracy"] == then.about["accuracy"]
