@@ -158,7 +158,7 @@ def records(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray, str]:
         y = rng.integers(10, size=POOL)
         x = np.repeat(np.repeat(rng.integers(40, size=(10, 3, 8, 8)), 4, axis=2), 4, axis=3)[y]
         x = (x + rng.integers(200, size=(POOL, 3, 32, 32))).astype(np.uint8)
-        return x, y, f"SYNTHETIC images of CIFAR-10's shape ({error.problem})"
+        return x, y, f"SYNTHETIC images of CIFAR-10's shape ({error.problem.splitlines()[0]})"
     return data.x, data.y, f"CIFAR-10 ({data.source})"
 
 
