@@ -14,6 +14,11 @@ K, A, N, C = 4, 3, 11, 5
 WHOLE = np.random.default_rng(0).normal(size=(K, A, N, C)).astype(np.float32)
 INDEX = np.array([9, 2, 2, 0, 7, 5])
 
+
+def sources(models):
+    return [lambda answers=answers: answers for answers in models]
+
+
 one = st.one_of(st.integers(0, 1), st.slices(2))
 rows = st.one_of(
     st.integers(0, 5),
@@ -30,7 +35,7 @@ def test_a_models_answers_index_like_their_array(index, query, row, column, dept
     models = WHOLE[:, :, :6] if index is None else WHOLE
     whole = models if index is None else WHOLE[:, :, index]
     key = (query, row, column)[:depth]
-    found = BankAnswers(list(models), index)[k][key if depth > 1 else query]
+    found = BankAnswers(sources(models), index)[k][key if depth > 1 else query]
     np.testing.assert_array_equal(found, whole[k][key])
 
 
@@ -39,7 +44,7 @@ def test_a_models_answers_index_like_their_array(index, query, row, column, dept
 def test_taking_of_what_was_taken(first, second):
     if np.ndim(np.arange(6)[first]) == 0 or len(np.arange(6)[first]) < 3:
         first = np.array([5, 1, 3])
-    answers = BankAnswers(list(WHOLE), INDEX).take(first)
+    answers = BankAnswers(sources(WHOLE), INDEX).take(first)
     again = answers[:, :, second]
     assert isinstance(again, BankAnswers)
     assert again.shape == (K, A, len(second), C)
@@ -47,7 +52,7 @@ def test_taking_of_what_was_taken(first, second):
 
 
 def test_shape_iteration_slices_and_other_keys():
-    answers = BankAnswers(list(WHOLE), INDEX)
+    answers = BankAnswers(sources(WHOLE), INDEX)
     assert (answers.shape, answers.dtype, answers.ndim, len(answers)) == ((K, A, 6, C), np.float32, 4, K)
     np.testing.assert_array_equal(np.stack([np.asarray(a) for a in answers]), WHOLE[:, :, INDEX])
     np.testing.assert_array_equal(np.asarray(answers[:2]), WHOLE[:2, :, INDEX])
@@ -74,7 +79,7 @@ class Watched(np.ndarray):
 def test_a_block_of_rows_reads_that_block_only():
     watched = WHOLE[0].view(Watched)
     watched.read = Watched.read = []
-    BankAnswers([watched], INDEX)[0][:, 1:3]
+    BankAnswers([lambda: watched], INDEX)[0][:, 1:3]
     assert watched.read == [A * 2 * C]
 
 
@@ -84,7 +89,7 @@ def test_evidence_takes_them_as_they_are_and_scores_alike():
     labels = rng.integers(0, C, N)
     lazy, plain = (
         from_logits(WHOLE[0], labels, reference_logits=given, reference_membership=membership)
-        for given in (BankAnswers(list(WHOLE)), WHOLE)
+        for given in (BankAnswers(sources(WHOLE)), WHOLE)
     )
     for evidence in (lazy, lazy.take(INDEX)):
         expected = plain.take(INDEX) if evidence is not lazy else plain

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+Source = Callable[[], NDArray[np.floating]]
 Rows = NDArray[np.int64] | NDArray[np.bool_] | slice
 
 
 class ModelAnswers:
     """One model's answers [A, n, C] on some records of the pool. ``answers[:, rows]`` reads those rows.
 
+    Each read maps the file anew: what was read before does not stay in memory for it.
+
     Parameters
     ----------
-    mapped
-        float [A, N, C] on all records of the pool, mapped from its file.
+    source
+        Maps float [A, N, C] on all records of the pool from its file.
+    shape
+        (A, n, C).
+    dtype
+        Of the answers.
     index
         int64 [n]: the records, or None for all of them.
     """
 
-    def __init__(self, mapped: NDArray[np.floating], index: NDArray[np.int64] | None) -> None:
-        self._mapped, self._index = mapped, index
-        n = mapped.shape[1] if index is None else len(index)
-        self.shape: tuple[int, int, int] = (mapped.shape[0], n, mapped.shape[2])
-        self.dtype, self.ndim = mapped.dtype, 3
+    def __init__(
+        self, source: Source, shape: tuple[int, int, int], dtype: np.dtype[Any], index: NDArray[np.int64] | None
+    ) -> None:
+        self._source, self._index = source, index
+        self.shape, self.dtype, self.ndim = shape, dtype, 3
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -35,15 +42,15 @@ class ModelAnswers:
         query, rows, *rest = (*(key if isinstance(key, tuple) else (key,)), slice(None), slice(None))[:3]
         basic = all(isinstance(k, (int, np.integer, slice)) for k in (query, *rest))
         if self._index is None or not basic or rows is Ellipsis:
-            return np.asarray((self._mapped if self._index is None else np.asarray(self))[key])
+            return np.asarray(np.asarray(self)[key])
         # The wanted rows are read first, in one go; what else there is in the key then applies to few of them.
-        read = self._mapped[query][..., self._index[rows], :]
+        read = self._source()[query][..., self._index[rows], :]
         return np.asarray(read[..., rest[0]])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         del copy
-        rows = self._mapped if self._index is None else self._mapped[:, self._index]
-        return np.asarray(rows, dtype)
+        mapped = np.asarray(self._source())
+        return np.asarray(mapped if self._index is None else mapped[:, self._index], dtype)
 
 
 class BankAnswers:
@@ -55,16 +62,17 @@ class BankAnswers:
     Parameters
     ----------
     models
-        Float [A, N, C] each, of one shape and dtype, mapped from their files.
+        Each maps a model's answers, float [A, N, C] of one shape and dtype, from its file.
     index
         int64 [n]: records of the pool, or None for all of them.
     """
 
-    def __init__(self, models: Sequence[NDArray[np.floating]], index: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, models: Sequence[Source], index: NDArray[np.int64] | None = None) -> None:
         self._models, self._index = list(models), index
-        queries, records, classes = models[0].shape
+        first = models[0]()
+        queries, records, classes = first.shape
         self.shape = (len(models), queries, records if index is None else len(index), classes)
-        self.dtype, self.ndim = models[0].dtype, 4
+        self.dtype, self.ndim = first.dtype, 4
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -74,7 +82,7 @@ class BankAnswers:
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, (int, np.integer)):
-            return ModelAnswers(self._models[key], self._index)
+            return ModelAnswers(self._models[key], self.shape[1:], self.dtype, self._index)
         if isinstance(key, slice):
             return BankAnswers(self._models[key], self._index)
         if isinstance(key, tuple) and len(key) == 3 and key[0] == key[1] == slice(None):

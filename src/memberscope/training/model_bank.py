@@ -16,6 +16,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -197,7 +198,7 @@ class ModelBank:
         """Answers [K, A, n, C] of all models on some records (a mask or indices of the pool; None: all N), on disk."""
         if self.size == 0:
             raise ModelError(f"the model bank {self.folder} has no whole pair of models", "grow it first")
-        answers = BankAnswers([np.asarray(self._file(k).map("logits")) for k in range(self.size)])
+        answers = BankAnswers([partial(self._file(k).map, "logits") for k in range(self.size)])
         return answers if rows is None else answers.take(rows)
 
     @property
