@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-SMALL_SECONDS = 20.0
-"""A bank that one thread trains in this time is not spread over workers: starting and measuring them costs seconds."""
+SMALL_SECONDS = 30.0
+"""A bank that one thread trains in this time is not spread: to start and measure workers takes about ten seconds."""
 _EVALUATED = 5_000
 _FORWARD = 1 / 3
 """Of the arithmetic of a training step: what an answer costs."""

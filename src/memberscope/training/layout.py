@@ -97,12 +97,13 @@ def speed_here(trial: Trial, arrays: Arrays) -> float:
 def measure(trial: Trial, layouts: Iterable[Layout], workers: LocalWorkers) -> dict[Layout, float]:
     """Records a second of all processes of each layout together: the better of two measurements, taken in turns."""
     rates: dict[Layout, float] = {}
+    widest_first = sorted(layouts, reverse=True)  # all workers then start at the same time
     for _ in range(_ROUNDS):
-        for layout in layouts:
+        for layout in widest_first:
             task = replace(trial, threads=layout.threads)
             rate = sum(speed for _, speed in workers.run(task, range(layout.processes)))
             rates[layout] = max(rate, rates.get(layout, 0.0))
-    return rates
+    return {layout: rates[layout] for layout in sorted(rates)}
 
 
 def pick(rates: dict[Layout, float]) -> Layout:
