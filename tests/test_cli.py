@@ -52,7 +52,7 @@ def test_help_needs_no_heavy_library() -> None:
     assert "memberscope audit --dataset digits" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["audit", "score", "report", "compare", "list"])
+@pytest.mark.parametrize("command", ["audit", "score", "bound", "report", "compare", "list"])
 def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
     assert code == 0

@@ -26,7 +26,7 @@ COLUMNS = "columns z0, z1, ... (logits) or p0, p1, ... (probabilities), label, m
 _KNOWN = ("logits", "probabilities", "labels", "member", "classes", "reference_logits", "reference_membership")
 
 # What zipfile, zlib, lzma and NumPy's header parser raise on damaged files; MemoryError where a header claims too much.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     EOFError,
     ValueError,
@@ -62,7 +62,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             raw.seek(0)
             with np.load(raw, allow_pickle=False) as file:
                 return {key: _array(file, key, path) if key in _KNOWN else np.empty(0) for key in file.files}
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise EvidenceError(f"{path} cannot be read: {error}", "write it again with numpy.savez") from None
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from memberscope.commands.bound import bound
 from memberscope.config import AuditConfig, default_output_dir
 from memberscope.errors import ConfigError, MemberscopeError
 from memberscope.training.recipe import Recipe
@@ -138,6 +139,9 @@ def score(
     folder = result.save(out or new_folder(default_output_dir(), f"{result.document['dataset']['name']}_score"))
     show(result, folder, as_json=json)
     return result.exit_code
+
+
+app.command(bound, help_epilogue="")
 
 
 @app.command(help_epilogue="")
