@@ -106,6 +106,23 @@ def test_list(capsys: pytest.CaptureFixture[str], what: str) -> None:
     assert expected[what] in out
 
 
+def test_list_shows_the_cards_of_attacks(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "list", "attacks", "loss", "rmia-offline")
+    assert code == 0
+    first, second = out.strip().split("\n\n")
+    assert first.startswith("loss\n  Loss threshold. Paper: Yeom")
+    assert "Traps: " in second
+    code, everything, _ = run(capsys, "list", "attacks", "--cards")
+    assert code == 0
+    assert first in everything
+    code, _, err = run(capsys, "list", "attacks", "rmia-ofline")
+    assert code == 3
+    assert "did you mean rmia-offline" in err
+    code, _, err = run(capsys, "list", "models", "mlp")
+    assert code == 3
+    assert "takes no further word" in err
+
+
 def test_score_writes_exactly_the_promised_files(run_folder: Path) -> None:
     expected = {
         "roc_curve.png", "roc_curve_loglog.png", "pr_curve.png", "confusion_matrix.png", "accuracy_curve.png",

@@ -192,20 +192,29 @@ def compare(*runs: Path, out: Path = Path("comparison")) -> int:
 
 
 @app.command(name="list", help_epilogue="")
-def list_(what: Literal["datasets", "models", "attacks", "defenses"]) -> int:
+def list_(what: Literal["datasets", "models", "attacks", "defenses"], *names: str, cards: bool = False) -> int:
     """List what can be named: datasets, models, attacks or defenses.
 
     For example:
         memberscope list attacks
+        memberscope list attacks lira-online-eb rmia-offline
 
     Parameters
     ----------
     what
         What to list.
+    names
+        Attacks whose cards to show: paper, formula, knowledge, cost, known traps.
+    cards
+        Show the cards of all attacks.
     """
     from memberscope.listing import listing
 
-    sys.stdout.write(listing(what) + "\n")
+    if cards and what == "attacks" and not names:
+        from memberscope.attacks.registry import all_attacks
+
+        names = tuple(all_attacks())
+    sys.stdout.write(listing(what, names) + "\n")
     return 0
 
 

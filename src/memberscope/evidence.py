@@ -21,6 +21,7 @@ from memberscope.evidence_checks import as_labels, check_answers, check_features
 from memberscope.probes import Oracle
 from memberscope.reference_signals import ReferenceSignals
 from memberscope.signals import Signals
+from memberscope.workshop import ReferenceWhiteBox, Workshop
 
 
 class Knowledge(enum.Enum):
@@ -35,6 +36,8 @@ class Knowledge(enum.Enum):
     QUERIES = "the right to ask the model about altered copies of the records"
     REFERENCES = "reference models trained on known random halves of the pool"
     REFERENCES_IN = "reference models trained on some of the records under audit"
+    WORKSHOP = "the means to train models on the answers of the model"
+    REFERENCE_WEIGHTS = "the weights of the reference models"
     WEIGHTS = "the weights of the model"
     ROUNDS = "the models or updates of the rounds of a federation"
 
@@ -51,7 +54,7 @@ class Adversary:
 _K = Knowledge
 _LABELS_ONLY = frozenset({_K.LABELS, _K.TRUE_LABELS, _K.RECORDS, _K.QUERIES})
 _STRANGER = _LABELS_ONLY | {_K.PROBABILITIES, _K.POPULATION}
-_INSIDER = _STRANGER | {_K.REFERENCES, _K.REFERENCES_IN}
+_INSIDER = _STRANGER | {_K.REFERENCES, _K.REFERENCES_IN, _K.REFERENCE_WEIGHTS, _K.WORKSHOP}
 
 ADVERSARIES: tuple[Adversary, ...] = (
     Adversary("stranger, labels only", "the predicted class of a record", _LABELS_ONLY),
@@ -97,7 +100,12 @@ class Evidence:
         float [N, F] and [Z, F], or None: the records themselves as vectors (pixels, or what any public model makes of
         them), the same for both. Never features of the target: those are its answers.
     white_box
-        Features that need the weights, computed on demand: a function of their name that returns float64 [N], or None.
+        Features that need the weights, computed on demand: a function of their name that returns float64 [N] (or
+        [N, F], a feature of several parts), or None.
+    reference_white_box
+        The same of the reference models, whose weights the adversary has who trained them, or None.
+    workshop
+        Trains models on the target's answers, or None.
     oracle
         Answers the predicted class of altered copies of the records, or None.
     has_logits
@@ -115,6 +123,8 @@ class Evidence:
     record_features: NDArray[np.floating] | None = field(default=None, repr=False)
     population_features: NDArray[np.floating] | None = field(default=None, repr=False)
     white_box: Callable[[str], NDArray[np.float64]] | None = field(default=None, repr=False)
+    reference_white_box: ReferenceWhiteBox | None = field(default=None, repr=False)
+    workshop: Workshop | None = field(default=None, repr=False)
     oracle: Oracle | None = field(default=None, repr=False)
     has_logits: bool = True
 
@@ -223,6 +233,10 @@ class Evidence:
             known.add(Knowledge.POPULATION)
         if self.white_box is not None:
             known.add(Knowledge.WEIGHTS)
+        if self.reference_white_box is not None and self.reference_membership is not None:
+            known.add(Knowledge.REFERENCE_WEIGHTS)
+        if self.workshop is not None:
+            known.add(Knowledge.WORKSHOP)
         if self.oracle is not None:
             known.add(Knowledge.QUERIES)
         return frozenset(known)
@@ -256,7 +270,8 @@ class Evidence:
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Evidence:
         """The evidence about some of the records only, in the order of `rows` (indices, or a mask)."""
-        white_box = self.white_box
+        white_box, of_references = self.white_box, self.reference_white_box
+        here = np.arange(self.n_records)[rows]
         references = self.reference_logits
         membership = self.reference_membership
         features = self.record_features
@@ -268,6 +283,10 @@ class Evidence:
             reference_membership=None if membership is None else membership[:, rows],
             record_features=None if features is None else features[rows],
             white_box=None if white_box is None else lambda name: white_box(name)[rows],
+            reference_white_box=None
+            if of_references is None
+            else lambda model, name, rows: of_references(model, name, here[rows]),
+            workshop=None if self.workshop is None else self.workshop.take(rows),
             oracle=None if self.oracle is None else self.oracle.take(rows),
         )
 

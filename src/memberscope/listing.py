@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
+from memberscope.errors import ConfigError
 
-def listing(what: Literal["datasets", "models", "attacks", "defenses"]) -> str:
-    """A line a name: what it is, and what an attack needs."""
+
+def listing(what: Literal["datasets", "models", "attacks", "defenses"], names: tuple[str, ...] = ()) -> str:
+    """A line a name: what it is, and what an attack needs; or the cards of the attacks named.
+
+    Raises
+    ------
+    ConfigError
+        No such attack, or names of what has no cards.
+    """
+    if names:
+        if what != "attacks":
+            raise ConfigError(f"list {what} takes no further word", f"`memberscope list {what}` shows them all")
+        from memberscope.attacks.cards import wrapped
+        from memberscope.attacks.registry import get_attack
+
+        return "\n\n".join(wrapped(get_attack(name)) for name in names)
     rows = {"datasets": _datasets, "models": _models, "attacks": _attacks, "defenses": _defenses}[what]()
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {text}" for name, text in rows)

@@ -37,6 +37,21 @@ def test_norms_equal_one_backward_pass_a_record(of: str, name: str, shape: tuple
     np.testing.assert_allclose(found, oracle(module.eval(), x, y, of), rtol=1e-4)
 
 
+def test_norms_of_layers_add_up_to_that_of_all_weights() -> None:
+    torch.manual_seed(0)
+    module = build("simplecnn", (3, 8, 8), 4)
+    x, y = torch.randn(N, 3, 8, 8), np.arange(N) % 4
+    layers, whole = (
+        log_gradient_norms(module, lambda start, end: x[start:end], y, of=of) for of in ("layers", "weights")
+    )
+    assert layers.shape == (N, len({name.rpartition(".")[0] for name, _ in module.named_parameters()}))
+    np.testing.assert_allclose(np.logaddexp.reduce(2 * layers, axis=1) / 2, whole, rtol=1e-6)
+    last = [name for name, _ in module.named_parameters()][-1].rpartition(".")[0]
+    loss = nn.functional.cross_entropy(module.eval()(x[:1]).double(), torch.tensor([0]))
+    parts = torch.autograd.grad(loss, list(module.get_submodule(last).parameters()))
+    assert layers[0, -1] == pytest.approx(0.5 * np.log(float(sum(p.double().square().sum() for p in parts))), rel=1e-4)
+
+
 def test_confident_records_do_not_tie() -> None:
     """In a float32 softmax the gradient of all of these would be 0."""
     module = nn.Linear(1, 2, bias=False)

@@ -119,6 +119,8 @@ HOW_TO_GET: dict[Knowledge, str] = {
     Knowledge.REFERENCES: "Train reference models with --shadows K, or give reference_logits and reference_membership.",
     Knowledge.REFERENCES_IN: "Train reference models on random halves of the records under audit (--shadows K).",
     Knowledge.QUERIES: "Audit the model itself (`memberscope audit`), so that it can be asked again.",
+    Knowledge.WORKSHOP: "Audit the model itself (`memberscope audit`), so that models can be trained on its answers.",
+    Knowledge.REFERENCE_WEIGHTS: "Audit the model itself with --shadows K: answers alone do not hold the weights.",
     Knowledge.WEIGHTS: "Audit the model itself (`memberscope audit`): answers alone do not hold the weights.",
     Knowledge.ROUNDS: "Record the rounds of a federation.",
 }

@@ -38,7 +38,7 @@ from memberscope.attacks.threshold import (
     Loss,
     ModifiedEntropy,
 )
-from memberscope.attacks.white_box import InputGradientNorm, WeightGradientNorm
+from memberscope.attacks.white_box import InputGradientNorm, WeightGradientNorm, WhiteBoxClassifier
 from memberscope.errors import ConfigError
 
 ENTRY_POINT_GROUP = "memberscope.attacks"
@@ -85,6 +85,7 @@ ATTACKS: dict[str, type[Attack]] = {
         Ensemble,
         WeightGradientNorm,
         InputGradientNorm,
+        WhiteBoxClassifier,
     )
 }
 

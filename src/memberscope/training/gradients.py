@@ -23,8 +23,30 @@ from memberscope.training.trained_model import TrainedModel
 _TINY = 1e-300
 
 
+def reference_white_box(
+    model: Callable[[int], TrainedModel], x: NDArray[Any], y: NDArray[np.int64]
+) -> Callable[[int, str, NDArray[np.int64]], NDArray[np.float64]]:
+    """What the weights of reference models say about records (`memberscope.workshop.ReferenceWhiteBox`).
+
+    Parameters
+    ----------
+    model
+        Gives reference model k: `ModelBank.model`.
+    x, y
+        The records, as for `white_box`.
+    """
+
+    def feature(k: int, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        return white_box(model(k), x[rows], y[rows])(name)
+
+    return feature
+
+
 def white_box(model: TrainedModel, x: NDArray[Any], y: NDArray[np.int64]) -> Callable[[str], NDArray[np.float64]]:
-    """What the weights say about records, by name: ``log_gradient_norm_weights`` and ``log_gradient_norm_input``.
+    """What the weights say about records, by name.
+
+    ``log_gradient_norm_weights`` and ``log_gradient_norm_input`` are float64 [N]; ``log_gradient_norm_layers`` is
+    float64 [N, L], the norms of the gradients of the weights of each layer, in the order of the model.
 
     Parameters
     ----------
@@ -45,6 +67,8 @@ def white_box(model: TrainedModel, x: NDArray[Any], y: NDArray[np.int64]) -> Cal
             of = name.removeprefix("log_gradient_norm_")
             with cpu_threads(model.threads), exact_fp32():
                 kept[name] = log_gradient_norms(model.module, batches, y, of=of)
+            if of == "layers":  # one pass gives both
+                kept["log_gradient_norm_weights"] = 0.5 * np.logaddexp.reduce(2 * kept[name], axis=1)
         return kept[name]
 
     return feature
@@ -69,13 +93,13 @@ def log_gradient_norms(
     labels
         int64 [N].
     of
-        ``weights`` or ``input``.
+        ``weights``, ``layers`` (the weights of each layer apart) or ``input``.
     chunk
         Records at once; per-record gradients of all weights take ``chunk`` times the memory of the model.
 
     Returns
     -------
-    float64 [N].
+    float64 [N]; for ``layers`` [N, L].
     """
     was_training = module.training
     module.eval()
@@ -86,21 +110,35 @@ def log_gradient_norms(
         logits = functional_call(module, {**weights, **buffers}, (x[None],))
         return nn.functional.cross_entropy(logits.double(), y[None])
 
-    per_record = vmap(grad(loss, argnums=0 if of == "weights" else 1), in_dims=(None, 0, 0))
-    out = np.empty(len(labels))
+    per_record = vmap(grad(loss, argnums=1 if of == "input" else 0), in_dims=(None, 0, 0))
+    groups = _groups(list(weights), of)
+    out = np.empty((len(labels), len(groups)))
     device = next(iter(weights.values())).device
     try:
         for start in range(0, len(labels), chunk):
             end = min(start + chunk, len(labels))
             y = torch.from_numpy(labels[start:end]).to(device)
             gradient = per_record(weights, batches(start, end), y)
-            parts = gradient.values() if isinstance(gradient, dict) else (gradient,)
-            squares = sum(_squared_norm(part) for part in parts)
-            assert isinstance(squares, Tensor)
-            out[start:end] = 0.5 * np.log(np.maximum(squares.cpu().numpy(), _TINY))
+            parts = gradient if isinstance(gradient, dict) else {"": gradient}
+            for column, names in enumerate(groups):
+                squares = sum(_squared_norm(parts[name]) for name in names)
+                assert isinstance(squares, Tensor)
+                out[start:end, column] = 0.5 * np.log(np.maximum(squares.cpu().numpy(), _TINY))
     finally:
         module.train(was_training)
-    return out
+    return out if of == "layers" else out[:, 0]
+
+
+def _groups(names: list[str], of: str) -> list[list[str]]:
+    """Which gradients belong to one norm."""
+    if of == "input":
+        return [[""]]
+    if of == "weights":
+        return [names]
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    return list(layers.values())
 
 
 def _squared_norm(gradient: Tensor) -> Tensor:
