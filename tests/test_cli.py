@@ -67,6 +67,15 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert "memberscope score" in err
 
 
+@pytest.mark.parametrize("flags", [("--epoch", "3"), ("--epochs", "many"), ("--protocol", "guess")])
+def test_a_mistyped_flag_is_a_failure_and_no_verdict(
+    capsys: pytest.CaptureFixture[str], flags: tuple[str, str]
+) -> None:
+    code, out, err = run(capsys, "audit", "--dataset", "digits", *flags)
+    assert code == 3
+    assert flags[0] in out + err
+
+
 def test_unknown_attack_names_the_nearest(capsys: pytest.CaptureFixture[str], answers: Path, tmp_path: Path) -> None:
     code, _, err = run(capsys, "score", str(answers), "--attacks", "los", "--out", str(tmp_path / "r"))
     assert code == 3

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from memberscope.commands.bound import bound
 from memberscope.config import AuditConfig, default_output_dir
@@ -224,7 +224,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _read_config(tokens)
         _refuse_unknown_command(tokens)
-        code: Any = app(tokens, result_action="return_value")
+        code: Any = app(tokens, result_action="return_value", exit_on_error=False)
+    except CycloptsError:  # told already; 1 and 2 are verdicts on a policy, which a mistyped flag must not look like
+        sys.exit(EXIT_FAILED)
     except MemberscopeError as error:
         sys.stderr.write(f"Error: {error}\n")
         sys.exit(EXIT_FAILED)

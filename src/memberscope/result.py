@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,4 +108,16 @@ class Audit:
         head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
         lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
         answer = escape(summary_lines(self.document)[0])
-        return f"<p>{answer}</p><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+        picture = base64.b64encode(self._loglog_png()).decode()
+        alternative = "ROC of every attack on logarithmic axes; the table has the numbers"
+        return f'<p>{answer}</p>{table}<p><img alt="{alternative}" src="data:image/png;base64,{picture}"></p>'
+
+    def _loglog_png(self) -> bytes:
+        from memberscope.report.plots import roc_curve_loglog
+
+        evaluations = [attack["evaluation"] for attack in self.document["attacks"] if attack["evaluation"]]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "roc.png"
+            roc_curve_loglog(path, evaluations, headline=self.headline)
+            return path.read_bytes()
