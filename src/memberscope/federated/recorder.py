@@ -1,0 +1,315 @@
+"""Writing a transcript while a federation runs. Nothing that goes wrong here ends the federation."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+import numpy as np
+
+from memberscope.errors import MemberscopeError, RunFolderError
+from memberscope.federated.array_files import Arrays, write_arrays
+from memberscope.federated.taping import ClientReply, Taping, in_words
+from memberscope.federated.transcript import BEHIND_SECURE_AGGREGATION, SERVER
+from memberscope.federated.transcript_events import EVENTS, FORMAT, HEADER
+from memberscope.federated.weighted_mean import RunningMean
+from memberscope.files import write_json
+
+_LOG = logging.getLogger("memberscope.tap")
+_HALF = 60_000.0  # below float16's largest number
+_RESERVE = 128 * 2**20
+"""Free disk space that taping leaves alone: the federation itself has things to write."""
+
+P = ParamSpec("P")
+
+
+class _StopError(Exception):
+    """Why taping cannot go on."""
+
+
+def _harmless(method: Callable[Concatenate[Recorder, P], None]) -> Callable[Concatenate[Recorder, P], None]:
+    """One thread at a time, timed; an error ends the taping with a message and is never raised to the federation."""
+
+    @functools.wraps(method)
+    def guarded(self: Recorder, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        with self.lock:
+            if self.stopped is not None:
+                return
+            start = time.perf_counter()
+            try:
+                method(self, *args, **kwargs)
+            except _StopError as reason:
+                self._stop(str(reason))
+            except OSError as error:
+                self._stop(f"cannot write to {self.folder}: {error.strerror or error}")
+            except Exception as error:
+                _LOG.exception("an error in the tap; the federation goes on without it")
+                self._stop(f"{type(error).__name__} in the tap: {error}")
+            finally:
+                self.seconds += time.perf_counter() - start
+
+    return guarded
+
+
+class Recorder:
+    """Appends to a transcript. After an error (disk full, say) it stops and says so; its methods raise nothing.
+
+    Parameters
+    ----------
+    folder
+        Of the transcript; one that an earlier session of the same seat began is continued.
+    view
+        The seat: ``server`` or ``client K``.
+    taping
+        What to record.
+
+    Raises
+    ------
+    RunFolderError
+        The folder holds the transcript of another seat, or in another precision.
+    MemberscopeError
+        The folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, *, view: str = SERVER, taping: Taping | None = None) -> None:
+        self.folder = Path(folder)
+        self.taping = taping or Taping()
+        self.view = BEHIND_SECURE_AGGREGATION if self.taping.sums_only and view == SERVER else view
+        self.lock = threading.RLock()  # legacy servers call from a pool of threads
+        self.bytes = 0
+        self.seconds = 0.0
+        self.stopped: str | None = None
+        self._round: int | None = None
+        self._payloads: list[tuple[str, Arrays]] = []
+        self._sent: dict[int, tuple[str, Arrays]] = {}
+        self._mean = RunningMean()
+        self._known: set[int] = set()
+        self._announced = False
+        self._open()
+
+    @_harmless
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """A session begins; `facts` go into its line: strategy, position, tampered, Flower's version."""
+        self._event("begin", time=datetime.datetime.now().isoformat(timespec="seconds"), **facts)
+
+    @_harmless
+    def nodes(self, nodes: Sequence[int]) -> None:
+        """The nodes that are there, so that clients which report no number can be numbered by their place."""
+        new = set(nodes) - self._known
+        if new:
+            self._known |= new
+            self._event("nodes", nodes=sorted(new))
+
+    @_harmless
+    def sent(self, number: int, messages: Sequence[tuple[int, Arrays]], *, total_rounds: int | None = None) -> None:
+        """Models on their way to nodes; the same arrays are written once, whoever gets them."""
+        if not messages or not self.taping.wants_round(number):
+            return
+        self._enter(number)
+        if not self._announced:
+            self._announce(messages[0][1], len(messages), total_rounds)
+        groups: dict[str, list[int]] = {}
+        for node, arrays in messages:
+            self._sent[node] = self._payload(number, arrays, "sent")
+            groups.setdefault(self._sent[node][0], []).append(node)
+        for file, nodes in groups.items():
+            self._event("sent", round=number, nodes=nodes, file=file)
+
+    @_harmless
+    def received(self, number: int, replies: Sequence[ClientReply]) -> None:
+        """Replies of a round, as they came: before clipping, tampering or aggregation."""
+        if not self.taping.wants_round(number):
+            return
+        self._enter(number)
+        for reply in replies:
+            if reply.arrays is None:
+                self._event("failed", round=number, node=reply.node, client=reply.client, reason=reply.failure)
+            elif self.taping.sums_only:
+                self._mean.add(reply.arrays, 1.0 if reply.num_examples is None else reply.num_examples)
+            elif self.taping.wants_client(reply.node, reply.client):
+                self._reply(number, reply, reply.arrays)
+
+    @_harmless
+    def aggregate(self, number: int, arrays: Arrays | None) -> None:
+        """The model that came out of a round, if any did. All its replies were given before."""
+        if not self.taping.wants_round(number):
+            return
+        self._enter(number)
+        self._write_sum(number)
+        if arrays:
+            self._event("aggregate", round=number, file=self._payload(number, arrays, "aggregate")[0])
+
+    @_harmless
+    def end(self) -> None:
+        """The federation ended as it should."""
+        if self._round is not None:
+            self._write_sum(self._round)
+        self._event("end", bytes=self.bytes, seconds=round(self.seconds, 3))
+        _LOG.info("taped to %s: %s, %.1f s", self.folder, in_words(self.bytes), self.seconds)
+
+    def _open(self) -> None:
+        taping, path = self.taping, self.folder / HEADER
+        header = {
+            "format": FORMAT,
+            "view": self.view,
+            "precision": taping.precision,
+            "every": taping.every,
+            "rounds": None if taping.rounds is None else sorted(taping.rounds),
+            "clients": None if taping.clients is None else sorted(taping.clients),
+            "max_bytes": taping.max_bytes,
+        }
+        if path.exists():
+            self._check_header(path, header)
+        else:
+            write_json(path, header)
+        try:
+            self.bytes = sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+            with (self.folder / EVENTS).open("ab") as log:
+                if log.tell():
+                    log.write(b"\n")  # a crash may have cut the last line short: it must not take the next one with it
+        except OSError as error:
+            raise MemberscopeError(
+                f"cannot write {self.folder / EVENTS}: {error.strerror or error}", "record into another folder"
+            ) from error
+
+    def _check_header(self, path: Path, header: Mapping[str, Any]) -> None:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            other = [key for key in ("format", "view", "precision") if found.get(key) != header[key]]
+        except (OSError, ValueError, AttributeError) as error:
+            raise RunFolderError(f"cannot read {path}: {error}", "record into another folder") from None
+        if other:
+            key = other[0]
+            raise RunFolderError(
+                f"{self.folder} holds a transcript with {key} = {found.get(key)!r}, not {header[key]!r}",
+                "record into another folder",
+            )
+
+    def _enter(self, number: int) -> None:
+        """A new round begins; what came out of the last one is kept in mind, as it is what is sent now."""
+        if number == self._round:
+            return
+        if self._round is not None:
+            self._write_sum(self._round)
+        self._round = number
+        self._payloads = self._payloads[-1:]
+        self._sent = {}
+
+    def _payload(self, number: int, arrays: Arrays, kind: str) -> tuple[str, Arrays]:
+        """The file that holds these arrays, written unless this round or the end of the last one wrote them."""
+        for known in reversed(self._payloads):
+            if _same(known[1], arrays):
+                return known
+        written = self._write(number, kind, arrays), arrays
+        self._payloads.append(written)
+        return written
+
+    def _reply(self, number: int, reply: ClientReply, arrays: Arrays) -> None:
+        base = self._sent.get(reply.node)
+        halved = None if base is None or self.taping.precision == "float32" else _halved(arrays, base[1])
+        if halved is None:
+            base = None
+            file = self._write(number, f"from_{reply.node}", arrays)
+        else:
+            file = self._write(number, f"from_{reply.node}", halved[0], halved[1])
+        self._event(
+            "received",
+            round=number,
+            node=reply.node,
+            client=reply.client,
+            file=file,
+            base=None if base is None else base[0],
+            num_examples=reply.num_examples,
+            metrics=reply.metrics or {},
+        )
+
+    def _write_sum(self, number: int) -> None:
+        mean, self._mean = self._mean, RunningMean()
+        if mean.weight > 0:
+            file = self._write(number, "sum", dict(mean.mean()))
+            self._event("sum", round=number, file=file, examples=mean.weight, replies=mean.count)
+
+    def _write(self, number: int, name: str, arrays: Arrays, scales: Mapping[str, float] | None = None) -> str:
+        size = sum(a.nbytes for a in arrays.values())
+        if self.bytes + size > self.taping.max_bytes:
+            raise _StopError(f"the limit of {in_words(self.taping.max_bytes)} is reached (max_bytes)")
+        if shutil.disk_usage(self.folder).free < size + _RESERVE:
+            raise _StopError(f"the disk of {self.folder} is nearly full: {in_words(_RESERVE)} are left alone")
+        file, again = f"round_{number:05d}/{name}.safetensors", 1
+        while (self.folder / file).exists():  # of an attempt at this round before a restart: nothing is overwritten
+            again += 1
+            file = f"round_{number:05d}/{name}_{again}.safetensors"
+        self.bytes += write_arrays(self.folder / file, arrays, scales=scales)
+        return file
+
+    def _event(self, event: str, **facts: Any) -> None:
+        told = {key: value for key, value in facts.items() if value is not None}
+        line = json.dumps({"event": event, **told}, default=str).encode() + b"\n"
+        with (self.folder / EVENTS).open("ab") as log:
+            log.write(line)
+        self.bytes += len(line)
+
+    def _announce(self, arrays: Arrays, replies: int, total_rounds: int | None) -> None:
+        """Say beforehand what taping will take, and whether it fits."""
+        self._announced = True
+        model = sum(a.nbytes for a in arrays.values())
+        a_round = self.taping.round_bytes(model, replies)
+        text = f"taping to {self.folder}: {in_words(a_round)} a round ({replies} clients, {in_words(model)} a model)"
+        if total_rounds is not None:
+            rounds = self.taping.recorded(total_rounds)
+            text += f", {rounds} rounds: {in_words(rounds * a_round)}"
+            left, free = self.taping.max_bytes - self.bytes, shutil.disk_usage(self.folder).free - _RESERVE
+            room = max(min(left, free), 0)
+            if rounds * a_round > room:
+                _LOG.warning(
+                    "%s, but %s %s: taping will stop after about %d of them. Record fewer rounds (every=...), or in "
+                    "float16.",
+                    text,
+                    "max_bytes leaves" if left <= free else "the disk has room for",
+                    in_words(room),
+                    room // a_round,
+                )
+                return
+        _LOG.info("%s (limit %s)", text, in_words(self.taping.max_bytes))
+
+    def _stop(self, reason: str) -> None:
+        self.stopped = reason
+        _LOG.warning("taping stopped in round %s: %s. The federation goes on without it.", self._round, reason)
+        with contextlib.suppress(OSError):
+            self._event("stopped", round=self._round, reason=reason)
+
+
+def _same(one: Arrays, other: Arrays) -> bool:
+    """True for equal arrays bit by bit: NaN equals NaN here, 0.0 and -0.0 differ."""
+    if one is other:
+        return True
+    return one.keys() == other.keys() and all(
+        a is (b := other[name]) or (a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+        for name, a in one.items()
+    )
+
+
+def _halved(arrays: Arrays, base: Arrays) -> tuple[Arrays, dict[str, float]] | None:
+    """The change from `base` in float16, each array scaled to its largest value; None if it does not fit the base."""
+    if arrays.keys() != base.keys() or any(a.shape != base[k].shape for k, a in arrays.items()):
+        return None
+    halves, scales = {}, {}
+    for name, value in arrays.items():
+        if value.dtype.kind != "f" or base[name].dtype.kind != "f":
+            halves[name] = value
+            continue
+        with np.errstate(invalid="ignore"):  # a broken client's NaN and infinities are kept as they are
+            change = value.astype(np.float64) - base[name].astype(np.float64)
+        largest = float(np.abs(change[np.isfinite(change)]).max(initial=0.0))
+        scales[name] = largest / _HALF if largest > 0 else 1.0
+        halves[name] = (change / scales[name]).astype(np.float16)
+    return halves, scales
