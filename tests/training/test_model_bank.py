@@ -718,3 +718,49 @@ def test_weights_of_every_dtype_survive(tmp_path):
         np.testing.assert_array_equal(found, array)
     with pytest.raises(ModelError, match="c has dtype complex64"):
         bank_files.write_model(path, {"c": np.zeros(2, np.complex64)}, {})
+
+
+def copies(n: int = N) -> np.ndarray:
+    """Records 1, 2 and 3 are one, and so are 7 and 8; record 6 is not of the pool."""
+    tied = np.arange(n)
+    tied[[2, 3]], tied[8] = 1, 7
+    return tied
+
+
+@given(k=st.integers(0, 9), seed=st.integers(0, 50))
+@settings(max_examples=40, deadline=None)
+def test_tied_records_are_in_together_and_halves_stay_complements(k, seed):
+    row, other = (membership_row(POOL, one, seed, copies()) for one in (k, k ^ 1))
+    assert (row ^ other == POOL).all()
+    assert row[1] == row[2] == row[3]
+    assert row[7] == row[8]
+    assert abs(int(row.sum()) - int(other.sum())) <= 6, "one of each size of group, at most"
+
+
+def test_untied_records_are_halved_as_ever():
+    everyone = np.arange(N)
+    for k in range(4):
+        np.testing.assert_array_equal(membership_row(POOL, k, 3, everyone), membership_row(POOL, k, 3))
+
+
+def test_a_bank_with_tied_records_keeps_them_together_and_is_no_other_bank(tmp_path):
+    bank = grown(tmp_path / "tied", 2, tied=copies())
+    assert (bank.membership[:, 1] == bank.membership[:, 3]).all()
+    assert len(open_bank(tmp_path / "tied", tied=copies())) == 2
+    grown(tmp_path / "plain", 2)
+    for folder, tied in (("tied", None), ("plain", copies())):
+        with pytest.raises(ModelError, match="records that share their membership"):
+            open_bank(tmp_path / folder, tied=tied)
+
+
+@pytest.mark.parametrize(
+    ("tied", "told"),
+    [
+        (np.arange(N - 1), "expected int64"),
+        (np.full(N, N), "expected int64"),
+        (np.roll(np.arange(N), 1), "itself tied"),
+    ],
+)
+def test_ties_that_make_no_sense_are_refused(tmp_path, tied, told):
+    with pytest.raises(DataError, match=told):
+        open_bank(tmp_path, tied=tied)

@@ -21,6 +21,7 @@ _KINDS = {
     "records": "dataset",
     "pool": "pool of records that models may be trained on",
     "validation": "validation records",
+    "tied": "records that share their membership",
     "seed": "seed",
     "queries": "queries",
     "stored": "precision of the answers",
@@ -37,6 +38,7 @@ def identity_of(
     seed: int,
     keep_weights: bool,
     stored: str,
+    tied: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """Give all that determines the models of a bank and what is kept of them; JSON-able.
 
@@ -48,11 +50,12 @@ def identity_of(
         An unknown precision, or a recipe that needs validation records and has none.
     """
     _check_pool(pool, validation, dataset.n)
+    _check_tied(tied, pool)
     if stored not in ("float32", "float16"):
         raise ConfigError(f"precision = {stored!r} of answers is unknown", "float32 or float16")
     if recipe.early_stopping and validation is None:
         raise ConfigError("early_stopping needs validation records", "set some apart (--validation-fraction)")
-    return {
+    identity = {
         "recipe": recipe.to_dict() | {"learning_rate": recipe.rate},
         "dataset": dataset.name,
         "records": dataset.fingerprint,
@@ -66,6 +69,9 @@ def identity_of(
         "stored": stored,
         "weights": keep_weights,
     }
+    if tied is not None:
+        identity["tied"] = hashlib.sha256(np.ascontiguousarray(tied, "<i8").tobytes()).hexdigest()
+    return identity
 
 
 def same_identity(folder: Path, there: Any, asked: dict[str, Any]) -> dict[str, Any]:
@@ -73,12 +79,14 @@ def same_identity(folder: Path, there: Any, asked: dict[str, Any]) -> dict[str, 
     if not isinstance(there, dict):
         raise ModelError(f"the manifest of the bank {folder} is damaged", "choose another folder, or remove this one")
     # Weights that nobody asks for do no harm.
-    other = [key for key in asked if there.get(key) != asked[key] and not (key == "weights" and there.get(key))]
+    keys = dict.fromkeys((*asked, "tied"))
+    other = [key for key in keys if there.get(key) != asked.get(key) and not (key == "weights" and there.get(key))]
     told = []
     for key, kind in _KINDS.items():
         if key not in other:
             continue
-        then, now = there.get(key), asked[key]
+        then: Any = there.get(key)
+        now: Any = asked.get(key)
         if key == "recipe" and isinstance(then, dict):
             changed = [name for name in now if then.get(name) != now[name]]
             kind += " (" + ", ".join(f"{name} {then.get(name)!r} there, {now[name]!r} here" for name in changed) + ")"
@@ -86,7 +94,7 @@ def same_identity(folder: Path, there: Any, asked: dict[str, Any]) -> dict[str, 
             kind += f" ({there.get('dataset')!r} there, {asked['dataset']!r} here)"
         elif key == "pool":
             kind += f" ({there.get('pool_records')} records there, {asked['pool_records']} here)"
-        elif key != "validation":
+        elif key not in ("validation", "tied"):
             kind += f" ({then!r} there, {now!r} here)"
         told.append(kind)
     if told:
@@ -108,6 +116,17 @@ def _check_pool(pool: NDArray[np.bool_], validation: NDArray[np.bool_] | None, n
     if validation is not None and (pool & validation).any():
         both = int((pool & validation).sum())
         raise DataError(f"{both:,} records are of the pool and of validation", "validation records must be set apart")
+
+
+def _check_tied(tied: NDArray[np.int64] | None, pool: NDArray[np.bool_]) -> None:
+    if tied is None:
+        return
+    if tied.dtype != np.int64 or tied.shape != pool.shape or not ((tied >= 0) & (tied < len(pool))).all():
+        raise DataError(f"tied is {tied.dtype} {list(tied.shape)}, expected int64 [{len(pool)}] of indices of records")
+    if (tied[tied] != tied).any() or (pool[tied] != pool).any():
+        raise DataError(
+            "records are tied to one that is itself tied, or not of the pool with them", "tie copies to their first"
+        )
 
 
 def _digest(mask: NDArray[np.bool_]) -> str:

@@ -28,7 +28,9 @@ Outcome = Literal["trained", "there", "busy"]
 _POLL_SECONDS = 0.5
 
 
-def membership_row(pool: NDArray[np.bool_], k: int, seed: int) -> NDArray[np.bool_]:
+def membership_row(
+    pool: NDArray[np.bool_], k: int, seed: int, tied: NDArray[np.int64] | None = None
+) -> NDArray[np.bool_]:
     """Who model k is trained on: a random half of the pool for an even k, and its complement for k + 1.
 
     Over both models of a pair every record of the pool is a member exactly once, so any whole number of pairs is
@@ -42,11 +44,21 @@ def membership_row(pool: NDArray[np.bool_], k: int, seed: int) -> NDArray[np.boo
         Number of the model.
     seed
         Of the bank.
+    tied
+        int64 [N]: the record whose membership each record shares (itself, for most). Those who stand for equally many
+        are halved among themselves, so that halves stay equal in number of records.
     """
-    index = np.flatnonzero(pool)
-    order = seeds.generator(seed, "references", f"pair{k // 2}").permutation(index)
+    rng = seeds.generator(seed, "references", f"pair{k // 2}")
     row = np.zeros(len(pool), np.bool_)
-    row[order[: len(index) // 2]] = True
+    if tied is None:
+        index = np.flatnonzero(pool)
+        row[rng.permutation(index)[: len(index) // 2]] = True
+        return row if k % 2 == 0 else pool & ~row
+    stands_for = np.bincount(tied[pool], minlength=len(pool))
+    for size in np.unique(stands_for[stands_for > 0]):
+        index = np.flatnonzero(stands_for == size)
+        row[rng.permutation(index)[: len(index) // 2]] = True
+    row = row[tied] & pool
     return row if k % 2 == 0 else pool & ~row
 
 
@@ -85,9 +97,12 @@ class TrainModel:
     threads: int | None
 
     def __call__(self, arrays: Arrays, k: int, tell: Tell, /) -> Outcome:
-        """Train model k, unless it is there or another process is at it. Arrays: x, y, pool, perhaps validation."""
+        """Train model k, unless it is there or another process is at it.
+
+        Arrays: x, y, pool, perhaps validation and tied.
+        """
         path = model_path(self.folder, k)
-        member = membership_row(arrays["pool"], k, self.seed)
+        member = membership_row(arrays["pool"], k, self.seed, arrays.get("tied"))
         with claim(path) as ours:
             if not ours:
                 return "busy"
@@ -121,7 +136,7 @@ class TrainModel:
         from memberscope.training.stacked import fit_stacked
 
         outcomes: dict[int, Outcome] = {}
-        rows = {k: membership_row(arrays["pool"], k, self.seed) for k in models}
+        rows = {k: membership_row(arrays["pool"], k, self.seed, arrays.get("tied")) for k in models}
         with contextlib.ExitStack() as claims:
             for k in models:
                 path = model_path(self.folder, k)

@@ -58,8 +58,9 @@ class ModelBank:
         dataset: Dataset,
         pool: NDArray[np.bool_],
         validation: NDArray[np.bool_] | None,
+        tied: NDArray[np.int64] | None,
     ) -> None:
-        self.folder, self.recipe, self.dataset, self.pool = folder, recipe, dataset, pool
+        self.folder, self.recipe, self.dataset, self.pool, self.tied = folder, recipe, dataset, pool, tied
         self.queries: tuple[str, ...] = tuple(identity["queries"])
         self.seed: int = identity["seed"]
         self._identity, self._validation = identity, validation
@@ -76,6 +77,7 @@ class ModelBank:
         dataset: Dataset,
         pool: NDArray[np.bool_],
         validation: NDArray[np.bool_] | None = None,
+        tied: NDArray[np.int64] | None = None,
         queries: Sequence[str] = ("none",),
         seed: int,
         keep_weights: bool = False,
@@ -95,6 +97,9 @@ class ModelBank:
             bool [N]: records that models may be trained on; the others are members of none.
         validation
             bool [N]: watched by recipes that stop early; else left alone. Never of the pool.
+        tied
+            int64 [N]: the record whose membership each record shares; None: each has its own. Copies of one record that
+            are in together or not at all are tied.
         queries
             What models are asked about every record: ``none``, ``flip``.
         seed
@@ -111,7 +116,7 @@ class ModelBank:
         DataError
             The pool is no mask of the records, too small, or overlaps validation.
         """
-        identity = identity_of(recipe, dataset, pool, validation, queries, seed, keep_weights, precision)
+        identity = identity_of(recipe, dataset, pool, validation, queries, seed, keep_weights, precision, tied)
         folder = Path(folder)
         with exclusively(folder):
             manifest = read_manifest(folder)
@@ -119,7 +124,7 @@ class ModelBank:
                 write_manifest(folder, {"identity": identity})
             else:
                 identity = same_identity(folder, manifest.get("identity", {}), identity)
-        return cls(folder, identity, recipe, dataset, pool, validation if recipe.early_stopping else None)
+        return cls(folder, identity, recipe, dataset, pool, validation if recipe.early_stopping else None, tied)
 
     def plan(
         self, k: int, *, workers: int | Literal["auto"] = "auto", threads: int | None = None, device: str = "auto"
@@ -342,7 +347,8 @@ class ModelBank:
 
     def _look(self, k: int) -> bool:
         path = model_path(self.folder, k)
-        file = sound(path, self._digest, k, membership_row(self.pool, k, self.seed)) if path.is_file() else None
+        member = membership_row(self.pool, k, self.seed, self.tied)
+        file = sound(path, self._digest, k, member) if path.is_file() else None
         if file is not None:
             self._files[k] = file
         return file is not None
@@ -363,7 +369,8 @@ class ModelBank:
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {"x": self.dataset.x, "y": self.dataset.y, "pool": self.pool}
-        return arrays if self._validation is None else arrays | {"validation": self._validation}
+        more = {"validation": self._validation, "tied": self.tied}
+        return arrays | {name: array for name, array in more.items() if array is not None}
 
     def _check_room(self, plan: Plan) -> None:
         free = shutil.disk_usage(self.folder).free
