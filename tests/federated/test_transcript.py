@@ -43,12 +43,12 @@ def _replies(round_: int, **more: object) -> list[ClientReply]:
 
 def _record(folder: Path, rounds: int = 3, taping: Taping | None = None, end: bool = True) -> Recorder:
     recorder = Recorder(folder, taping=taping)
-    recorder.begin({"strategy": "FedAvg"})
-    recorder.nodes(NODES)
+    recorder.begin(lambda: {"strategy": "FedAvg", "total_rounds": rounds})
+    recorder.nodes(lambda: NODES)
     for r in range(1, rounds + 1):
         recorder.sent(r, [(n, _model(r)) for n in NODES])
         recorder.received(r, _replies(r))
-        recorder.aggregate(r, _model(r + 1))
+        recorder.aggregate(r, lambda r=r: _model(r + 1))
     if end:
         recorder.end()
     return recorder
@@ -103,12 +103,14 @@ def test_a_model_that_is_sent_to_all_and_comes_out_of_the_round_before_is_writte
 
 def test_what_differs_between_clients_is_kept_apart(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
-    recorder.begin({})
+    recorder.begin(dict)
     recorder.sent(1, [(10, _model(1)), (11, _model(9)), (12, _model(1))])
     t = Transcript.open(tmp_path)
     _equal(t.sent(1), _model(1))
     _equal(t.sent_to(1, 1), _model(9))
-    assert t.problems == ("not taped to its end: the federation was killed, or is still running",)
+    assert t.problems == (
+        "not taped to its end (round 1 has 0 of 3 replies): the federation was killed, or is still running",
+    )
 
 
 def test_half_precision_keeps_every_change_to_half_a_per_mille(tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_rounds_and_clients_can_be_chosen(tmp_path: Path) -> None:
 
 def test_reported_identities_number_the_clients_and_a_shared_one_is_told(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
-    recorder.nodes([77, 5, 900])
+    recorder.nodes(lambda: [77, 5, 900])
     recorder.sent(1, [(n, _model(1)) for n in (77, 5, 900)])
     recorder.received(1, [ClientReply(77, _model(2), client=0), ClientReply(900, _model(4), client=1)])
     recorder.end()
@@ -211,7 +213,7 @@ def test_a_transcript_that_a_crash_cut_short_is_read_and_continued(tmp_path: Pat
     assert t.rounds == [1, 2]
     _equal(t.sent(2), _model(2))
     again = Recorder(tmp_path)  # the federation is resumed at round 2, and goes another way
-    again.begin({})
+    again.begin(dict)
     again.sent(2, [(n, _model(50)) for n in NODES[:2]])
     again.received(2, [ClientReply(NODES[0], _model(51))])
     again.end()
@@ -255,11 +257,11 @@ def test_taping_stops_at_its_limit_with_a_message_and_stays_readable(
 ) -> None:
     with caplog.at_level(logging.INFO, "memberscope.tap"):
         recorder = Recorder(tmp_path, taping=Taping(max_bytes=60_000))
-        recorder.begin({})
+        recorder.begin(lambda: {"total_rounds": 19})
         for r in range(1, 20):
-            recorder.sent(r, [(n, _model(r)) for n in NODES], total_rounds=19)
+            recorder.sent(r, [(n, _model(r)) for n in NODES])
             recorder.received(r, _replies(r))
-            recorder.aggregate(r, _model(r + 1))
+            recorder.aggregate(r, lambda r=r: _model(r + 1))
     told = caplog.messages
     assert "19 rounds" in told[0]
     assert "max_bytes leaves 59.8 kB: taping will stop after about 3 of them" in told[0]

@@ -10,7 +10,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -94,58 +94,67 @@ class Recorder:
         self._mean = RunningMean()
         self._known: set[int] = set()
         self._announced = False
+        self._total_rounds: int | None = None
         self._open()
 
     @_harmless
-    def begin(self, facts: Mapping[str, Any]) -> None:
-        """A session begins; `facts` go into its line: strategy, position, tampered, Flower's version."""
-        self._event("begin", time=datetime.datetime.now().isoformat(timespec="seconds"), **facts)
+    def begin(self, facts: Callable[[], Mapping[str, Any]]) -> None:
+        """A session begins; `facts` go into its line: strategy, position, tampered, total_rounds."""
+        told = facts()
+        self._total_rounds = total = told.get("total_rounds")
+        last = None if total is None else max(filter(self.taping.wants_round, range(1, total + 1)), default=None)
+        self._event("begin", time=datetime.datetime.now().isoformat(timespec="seconds"), last_round=last, **told)
 
     @_harmless
-    def nodes(self, nodes: Sequence[int]) -> None:
+    def nodes(self, find: Callable[[], Iterable[int]]) -> None:
         """The nodes that are there, so that clients which report no number can be numbered by their place."""
-        new = set(nodes) - self._known
+        new = set(find()) - self._known
         if new:
             self._known |= new
             self._event("nodes", nodes=sorted(new))
 
     @_harmless
-    def sent(self, number: int, messages: Sequence[tuple[int, Arrays]], *, total_rounds: int | None = None) -> None:
+    def sent(self, number: int, messages: Iterable[tuple[int, Arrays]]) -> None:
         """Models on their way to nodes; the same arrays are written once, whoever gets them."""
-        if not messages or not self.taping.wants_round(number):
+        if not self.taping.wants_round(number) or not (found := list(messages)):
             return
         self._enter(number)
         if not self._announced:
-            self._announce(messages[0][1], len(messages), total_rounds)
+            self._announce(found[0][1], len(found))
         groups: dict[str, list[int]] = {}
-        for node, arrays in messages:
+        for node, arrays in found:
             self._sent[node] = self._payload(number, arrays, "sent")
             groups.setdefault(self._sent[node][0], []).append(node)
         for file, nodes in groups.items():
             self._event("sent", round=number, nodes=nodes, file=file)
 
     @_harmless
-    def received(self, number: int, replies: Sequence[ClientReply]) -> None:
+    def received(self, number: int, replies: Iterable[ClientReply]) -> None:
         """Replies of a round, as they came: before clipping, tampering or aggregation."""
         if not self.taping.wants_round(number):
             return
         self._enter(number)
         for reply in replies:
-            if reply.arrays is None:
-                self._event("failed", round=number, node=reply.node, client=reply.client, reason=reply.failure)
+            if reply.masked:
+                self._heard("masked", number, reply, **_said(reply))
+            elif reply.arrays is None:
+                self._heard("failed", number, reply, reason=reply.failure)
             elif self.taping.sums_only:
                 self._mean.add(reply.arrays, 1.0 if reply.num_examples is None else reply.num_examples)
+                self._heard("passed_over", number, reply)
             elif self.taping.wants_client(reply.node, reply.client):
                 self._reply(number, reply, reply.arrays)
+            else:
+                self._heard("passed_over", number, reply)
 
     @_harmless
-    def aggregate(self, number: int, arrays: Arrays | None) -> None:
+    def aggregate(self, number: int, find: Callable[[], Arrays | None]) -> None:
         """The model that came out of a round, if any did. All its replies were given before."""
         if not self.taping.wants_round(number):
             return
         self._enter(number)
         self._write_sum(number)
-        if arrays:
+        if arrays := find():
             self._event("aggregate", round=number, file=self._payload(number, arrays, "aggregate")[0])
 
     @_harmless
@@ -221,16 +230,10 @@ class Recorder:
             file = self._write(number, f"from_{reply.node}", arrays)
         else:
             file = self._write(number, f"from_{reply.node}", halved[0], halved[1])
-        self._event(
-            "received",
-            round=number,
-            node=reply.node,
-            client=reply.client,
-            file=file,
-            base=None if base is None else base[0],
-            num_examples=reply.num_examples,
-            metrics=reply.metrics or {},
-        )
+        self._heard("received", number, reply, file=file, base=None if base is None else base[0], **_said(reply))
+
+    def _heard(self, event: str, number: int, reply: ClientReply, **facts: Any) -> None:
+        self._event(event, round=number, node=reply.node, client=reply.client, **facts)
 
     def _write_sum(self, number: int) -> None:
         mean, self._mean = self._mean, RunningMean()
@@ -258,14 +261,14 @@ class Recorder:
             log.write(line)
         self.bytes += len(line)
 
-    def _announce(self, arrays: Arrays, replies: int, total_rounds: int | None) -> None:
+    def _announce(self, arrays: Arrays, replies: int) -> None:
         """Say beforehand what taping will take, and whether it fits."""
         self._announced = True
         model = sum(a.nbytes for a in arrays.values())
         a_round = self.taping.round_bytes(model, replies)
         text = f"taping to {self.folder}: {in_words(a_round)} a round ({replies} clients, {in_words(model)} a model)"
-        if total_rounds is not None:
-            rounds = self.taping.recorded(total_rounds)
+        if self._total_rounds is not None:
+            rounds = self.taping.recorded(self._total_rounds)
             text += f", {rounds} rounds: {in_words(rounds * a_round)}"
             left, free = self.taping.max_bytes - self.bytes, shutil.disk_usage(self.folder).free - _RESERVE
             room = max(min(left, free), 0)
@@ -286,6 +289,10 @@ class Recorder:
         _LOG.warning("taping stopped in round %s: %s. The federation goes on without it.", self._round, reason)
         with contextlib.suppress(OSError):
             self._event("stopped", round=self._round, reason=reason)
+
+
+def _said(reply: ClientReply) -> dict[str, Any]:
+    return {"num_examples": reply.num_examples, "metrics": reply.metrics or None}
 
 
 def _same(one: Arrays, other: Arrays) -> bool:

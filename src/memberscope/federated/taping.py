@@ -91,6 +91,8 @@ class ClientReply:
         All scalars that it reported.
     client
         The ``partition-id`` that it reported.
+    masked
+        True under secure aggregation: the model is there, but only the sum over all clients can be read.
     """
 
     node: int
@@ -99,6 +101,7 @@ class ClientReply:
     metrics: Mapping[str, Any] | None = None
     client: int | None = None
     failure: str = ""
+    masked: bool = False
 
 
 def in_words(size: float) -> str:

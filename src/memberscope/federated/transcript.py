@@ -58,7 +58,8 @@ class Transcript:
     @property
     def view(self) -> str:
         """The seat that recorded it: ``server``, ``server behind secure aggregation`` or ``client K``."""
-        return str(self.header.get("view", SERVER))
+        masked = any(kept.masked for kept in self._ledger.rounds.values())
+        return BEHIND_SECURE_AGGREGATION if masked else str(self.header.get("view", SERVER))
 
     @property
     def only_sums(self) -> bool:
@@ -205,7 +206,7 @@ class Transcript:
     def total_examples(self, round_: int) -> float | None:
         """Examples behind `sum`; None where the clients reported none."""
         kept = self._round(round_)
-        weights = [reply.num_examples for reply in kept.received.values()]
+        weights = [reply.num_examples for reply in (kept.received or kept.masked).values()]
         known = [weight for weight in weights if weight is not None]
         return kept.examples if not weights else (sum(known) if len(known) == len(weights) else None)
 

@@ -43,11 +43,17 @@ class Reply:
 
 @dataclass
 class Round:
-    """Files and figures of one round, by node id; `examples` is the weight behind `sum`."""
+    """Files and figures of one round, by node id; `examples` is the weight behind `sum`.
+
+    `masked` are replies under secure aggregation: what the client said beside a model that cannot be read.
+    `passed_over` came in, but were not to be kept.
+    """
 
     sent: dict[int, str] = field(default_factory=dict)
     received: dict[int, Reply] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    masked: dict[int, Reply] = field(default_factory=dict)
+    passed_over: set[int] = field(default_factory=set)
     aggregate: str | None = None
     sum: str | None = None
     examples: float | None = None
@@ -68,6 +74,7 @@ class Ledger:
         self._clashes: dict[int, set[int]] = {}
         self._begun: dict[int, int] = {}
         self._session = 0
+        self._last_round: int | None = None
         self._open = False
         self._stopped: str | None = None
 
@@ -75,8 +82,8 @@ class Ledger:
         """All events are in: number the clients, tell what is missing."""
         if self._stopped is not None:
             self.problems.append(f"taping stopped early: {self._stopped}")
-        elif self._open:
-            self.problems.append("not taped to its end: the federation was killed, or is still running")
+        elif self._open and (text := self._unfinished()):
+            self.problems.append(f"not taped to its end ({text}): the federation was killed, or is still running")
         for client, nodes in sorted(self._clashes.items()):
             self.problems.append(f"{len(nodes)} nodes reported to be client {client}: only the first keeps the number")
         places = {node: place for place, node in enumerate(sorted(self._nodes))}
@@ -87,6 +94,19 @@ class Ledger:
         rest = (node for node in places if node not in self.reported)
         self.numbers = {**self.reported, **{node: free + place for place, node in enumerate(rest)}}
 
+    def _unfinished(self) -> str | None:
+        """What tells that the federation went on after the last line; None where nothing does."""
+        last = max((number for number, kept in self.rounds.items() if kept.sent), default=None)
+        if last is None:
+            return "no round is on record"
+        kept = self.rounds[last]
+        answered = kept.received.keys() | kept.failed.keys() | kept.masked.keys() | kept.passed_over
+        if kept.aggregate is None and kept.sum is None and kept.sent.keys() - answered:
+            return f"round {last} has {len(answered)} of {len(kept.sent)} replies"
+        if self._last_round is not None and last < self._last_round:
+            return f"the last round on record is {last}, not {self._last_round}"
+        return None
+
     def add(self, event: Mapping[str, Any]) -> None:
         """One event. Raises KeyError, TypeError or ValueError if it makes no sense."""
         kind = event["event"]
@@ -95,6 +115,7 @@ class Ledger:
             self._open, self._stopped = True, None
             self.position = event.get("position") or self.position
             self.strategy = event.get("strategy") or self.strategy
+            self._last_round = event.get("last_round")
             self.tampered += [t for t in event.get("tampered", ()) if t not in self.tampered]
         elif kind == "nodes":
             self._nodes.update(int(n) for n in event["nodes"])
@@ -114,6 +135,10 @@ class Ledger:
             self._round(event).failed[int(event["node"])] = str(event["reason"])
         elif kind == "received":
             self._received(event)
+        elif kind == "masked":
+            self._round(event).masked[self._node(event)] = Reply("", None, event.get("num_examples"), _metrics(event))
+        elif kind == "passed_over":
+            self._round(event).passed_over.add(self._node(event))
 
     def _sent(self, number: int, nodes: list[int], file: str) -> None:
         if self._begun.setdefault(number, self._session) != self._session:
@@ -131,7 +156,7 @@ class Ledger:
             _safe(event["file"]),
             None if base is None else _safe(base),
             event.get("num_examples"),
-            event.get("metrics") or {},
+            _metrics(event),
         )
 
     def _round(self, event: Mapping[str, Any]) -> Round:
@@ -193,6 +218,13 @@ def read_ledger(folder: Path) -> tuple[Mapping[str, Any], Ledger]:
         )
     ledger.close()
     return header, ledger
+
+
+def _metrics(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = event.get("metrics") or {}
+    if not isinstance(found, dict):
+        raise TypeError(found)
+    return found
 
 
 def _safe(file: Any) -> str:

@@ -1,0 +1,144 @@
+"""Recording all training traffic of a grid: custom loops, legacy servers, and rounds under secure aggregation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flwr.app import Message
+
+from memberscope.federated import wire
+from memberscope.federated.recorder import Recorder
+from memberscope.federated.taping import Precision, Taping
+
+G = TypeVar("G")
+
+POSITION = (
+    "on the wire: models are recorded as they were sent, replies as they arrived, before anything that the server does"
+)
+
+
+def watch_grid(
+    grid: G,
+    out: str | Path,
+    *,
+    every: int = 1,
+    rounds: Collection[int] | None = None,
+    clients: Collection[int] | None = None,
+    precision: Precision = "float32",
+    sums_only: bool = False,
+    max_bytes: int = 20 * 2**30,
+) -> G:
+    """Record what passes through a grid: ``grid = tap.watch_grid(grid, out)`` as the first line of a ServerApp.
+
+    Works with any loop: `send_and_receive`, or `push_messages` and `pull_messages`, from any thread. A round's number
+    is what a message names in its config (``server-round``) or group id (legacy servers); without either, a new round
+    begins when something is sent after replies came in. What comes out of a round is seen when it is sent out for
+    evaluation or as the next round's model. Under SecAgg and SecAgg+ only masked vectors pass: the transcript then is
+    that of a server behind secure aggregation.
+
+    Parameters
+    ----------
+    grid
+        Any Flower Grid; changed in place and given back.
+    out
+        Folder of the transcript; that of an interrupted federation is continued.
+    every, rounds, clients, precision, sums_only, max_bytes
+        See `memberscope.federated.taping.Taping`.
+
+    Raises
+    ------
+    ConfigError
+        A setting out of range.
+    RunFolderError
+        `out` holds the transcript of another seat or precision.
+    """
+    taping = Taping(
+        every=every, rounds=rounds, clients=clients, precision=precision, sums_only=sums_only, max_bytes=max_bytes
+    )
+    GridTap(grid, Recorder(out, taping=taping)).attach()
+    return grid
+
+
+class GridTap:
+    """Stands in for `send_and_receive`, `push_messages` and `pull_messages` of one grid object."""
+
+    def __init__(self, grid: Any, recorder: Recorder) -> None:
+        self.grid, self.recorder = grid, recorder
+        self.both, self.push, self.pull = grid.send_and_receive, grid.push_messages, grid.pull_messages
+        self._inside = threading.local()  # send_and_receive of a real grid calls the other two
+        self._lock = threading.Lock()
+        self._rounds: dict[str, int] = {}
+        self._unnamed = 0
+        self._answered = True
+        self._begun = False
+
+    def attach(self) -> None:
+        """Take the grid's place."""
+        self.grid.send_and_receive = self._send_and_receive
+        self.grid.push_messages = self._push_messages
+        self.grid.pull_messages = self._pull_messages
+
+    def _send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        messages = list(messages)
+        number = self._outgoing(messages)
+        self._inside.yes = True
+        try:
+            replies = list(self.both(messages, timeout=timeout))
+        finally:
+            self._inside.yes = False
+        self._incoming([(number, reply) for reply in replies])
+        return replies
+
+    def _push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        if getattr(self._inside, "yes", False):
+            return self.push(messages)  # type: ignore[no-any-return]
+        messages = list(messages)
+        number = self._outgoing(messages)
+        names = list(self.push(messages))
+        if number is not None:
+            with self._lock:
+                self._rounds.update(dict.fromkeys(names, number))
+        return names
+
+    def _pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = list(self.pull(message_ids))
+        if not getattr(self._inside, "yes", False):
+            with self._lock:
+                known = [(self._rounds.pop(m.metadata.reply_to_message_id, None), m) for m in replies]
+            self._incoming(known)
+        return replies
+
+    def _outgoing(self, messages: list[Message]) -> int | None:
+        """Record what is sent; gives the round, None if these are no messages of a training round."""
+        evaluations = [m for m in messages if wire.is_evaluation(m)]
+        if evaluations and (named := wire.round_of(evaluations[0])) is not None:
+            self.recorder.aggregate(named, lambda: next((arrays for _, arrays in wire.outgoing(evaluations[:1])), None))
+        trainings = [m for m in messages if wire.is_training(m)]
+        if not trainings:
+            return None
+        number = self._number(trainings[0])
+        if not self._begun:
+            self._begun = True
+            told = list(getattr(self.grid, "memberscope_tampered", ()))
+            self.recorder.begin(lambda: {"position": POSITION, "tampered": told})
+        self.recorder.nodes(lambda: self.grid.get_node_ids())
+        self.recorder.sent(number, wire.outgoing(trainings))
+        return number
+
+    def _incoming(self, replies: list[tuple[int | None, Message]]) -> None:
+        for number in dict.fromkeys(n for n, _ in replies if n is not None):
+            self._answered = True
+            self.recorder.received(number, wire.replies(m for n, m in replies if n == number))
+
+    def _number(self, message: Message) -> int:
+        named = wire.round_of(message)
+        with self._lock:
+            if named is not None:
+                self._unnamed = max(self._unnamed, named)
+            elif self._answered:
+                self._unnamed += 1
+            self._answered = False
+            return self._unnamed if named is None else named
