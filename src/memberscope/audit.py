@@ -128,7 +128,7 @@ def observe(target: Target, dataset: Dataset, split: Split, index: NDArray[np.in
 
     Querying a model trained without augmentation by mirrored records weakens attacks (Carlini et al. 2022, table III
     gains by it only for augmented training), so the queries follow the recipe. Validation records, which nothing was
-    trained on, serve as the stranger's population unless early stopping chose the model by them.
+    trained on, serve as the stranger's population unless early stopping or another defense used them.
     """
     from memberscope.training.gradients import white_box
     from memberscope.training.probing import ModelOracle
@@ -140,7 +140,7 @@ def observe(target: Target, dataset: Dataset, split: Split, index: NDArray[np.in
         "oracle": ModelOracle(target.model, dataset.x, index),
         "white_box": white_box(target.model, dataset.x[index], dataset.y[index]),
     }
-    if split.validation.any() and not target.model.recipe.early_stopping:
+    if split.validation.any() and not target.model.recipe.needs_validation:
         more["population_logits"] = target.model.query(dataset.x[split.validation], augmentations=queries)
         more["population_labels"] = dataset.y[split.validation]
         more["population_features"] = content_features(dataset.x[split.validation])

@@ -48,6 +48,13 @@ def _attacks() -> list[tuple[str, str]]:
 
 
 def _defenses() -> list[tuple[str, str]]:
-    from memberscope.training.recipe import DEFENSES
+    from memberscope.defenses.registry import all_defenses
 
-    return list(DEFENSES.items())
+    rows = []
+    for name, defense in all_defenses().items():
+        flag = f"--{defense.settings[0].replace('_', '-')}" if defense.settings else f"--defenses {name}"
+        where = ", ".join(defense.acts)
+        rows.append(
+            (name, f"{flag}. {defense.title}. Acts on: {where}. Cost: {defense.card.cost}. {defense.card.paper}")
+        )
+    return rows

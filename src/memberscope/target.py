@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memberscope import seeds
+from memberscope.defenses.registry import trainings
 from memberscope.errors import ConfigError, ModelError
 from memberscope.events import Events
 
@@ -115,7 +116,9 @@ def _train(config: AuditConfig, dataset: Dataset, split: Split, folder: Path, ev
     from memberscope.training.train_target import fit
 
     members = int(split.member.sum())
-    watcher = events.training(model=config.recipe.model, records=members, epochs=config.recipe.epochs)
+    watcher = events.training(
+        model=config.recipe.model, records=members, epochs=config.recipe.epochs * trainings(config.recipe)
+    )
     try:
         model = fit(
             config.recipe,

@@ -53,8 +53,10 @@ def identity_of(
     _check_tied(tied, pool)
     if stored not in ("float32", "float16"):
         raise ConfigError(f"precision = {stored!r} of answers is unknown", "float32 or float16")
-    if recipe.early_stopping and validation is None:
-        raise ConfigError("early_stopping needs validation records", "set some apart (--validation-fraction)")
+    if recipe.needs_validation and validation is None:
+        raise ConfigError(
+            f"{recipe.needs_validation} needs validation records", "set some apart (--validation-fraction)"
+        )
     identity = {
         "recipe": recipe.to_dict() | {"learning_rate": recipe.rate},
         "dataset": dataset.name,
@@ -63,7 +65,7 @@ def identity_of(
         "pool": _digest(pool),
         "pool_records": int(pool.sum()),
         # Who is watched matters only to those who stop by it.
-        "validation": _digest(validation) if validation is not None and recipe.early_stopping else None,
+        "validation": _digest(validation) if validation is not None and recipe.needs_validation else None,
         "seed": seed,
         "queries": list(queries),
         "stored": stored,
@@ -88,8 +90,9 @@ def same_identity(folder: Path, there: Any, asked: dict[str, Any]) -> dict[str, 
         then: Any = there.get(key)
         now: Any = asked.get(key)
         if key == "recipe" and isinstance(then, dict):
-            changed = [name for name in now if then.get(name) != now[name]]
-            kind += " (" + ", ".join(f"{name} {then.get(name)!r} there, {now[name]!r} here" for name in changed) + ")"
+            changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+            differ = (f"{name} {then.get(name, 'off')!r} there, {now.get(name, 'off')!r} here" for name in changed)
+            kind += " (" + ", ".join(differ) + ")"
         elif key == "records":
             kind += f" ({there.get('dataset')!r} there, {asked['dataset']!r} here)"
         elif key == "pool":

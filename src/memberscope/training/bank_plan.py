@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from memberscope.defenses.registry import work
 from memberscope.errors import ConfigError
 from memberscope.training import layout as layouts
 from memberscope.training.layout import Layout, Trial
@@ -93,18 +94,19 @@ def resolve(
     import torch
 
     from memberscope.training.hardware import resolve_device, resolve_precision
-    from memberscope.training.models import build
+    from memberscope.training.models import build_for
 
     where = resolve_device(device)
     with torch.random.fork_rng([]):
-        module = build(recipe.model, input_shape, n_classes, dropout=recipe.dropout)
+        module = build_for(recipe, input_shape, n_classes)
     resolved = resolve_precision(recipe, module, input_shape, where)
     return where, replace(resolved, precision=precision) if precision else resolved, module
 
 
 def records_computed(recipe: Recipe, members: int, answered: int) -> float:
     """Training steps of one model in records, with its evaluations and answers as what they cost in such steps."""
-    return recipe.epochs * (members + _FORWARD * min(members, _EVALUATED)) + _FORWARD * answered
+    trained = recipe.epochs * (members + _FORWARD * min(members, _EVALUATED))
+    return work(recipe) * trained + _FORWARD * answered
 
 
 def choose(

@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memberscope import seeds
+from memberscope.defenses.registry import trainings
 from memberscope.errors import ModelError
 from memberscope.training.bank_files import ModelFile, claim, model_path, write_model
 from memberscope.training.bank_progress import Tracker, listed
 from memberscope.training.recipe import Recipe
 from memberscope.training.scheduler import Arrays, Listener, Tell
+from memberscope.training.stages import remove
 
 if TYPE_CHECKING:
     from memberscope.training.trained_model import TrainedModel
@@ -112,7 +114,7 @@ class TrainModel:
             checkpoint = path.with_suffix(".checkpoint")
             trained = self._fit(arrays, k, member, checkpoint, tell)
             self._keep(trained, arrays, k, member, time.perf_counter() - started)
-            checkpoint.unlink(missing_ok=True)
+            remove(checkpoint)
         return "trained"
 
     def at_once(self, arrays: Arrays, models: Sequence[int], listener: Listener) -> Iterator[tuple[int, Outcome]]:
@@ -181,7 +183,7 @@ class TrainModel:
                 n_classes=self.n_classes,
                 seed=training_seed(self.seed, k),
                 device=self.device,
-                progress=_Fraction(tell, self.recipe.epochs),
+                progress=_Fraction(tell, self.recipe.epochs * trainings(self.recipe)),
                 checkpoint=checkpoint,
                 resume=True,
                 threads=self.threads,
@@ -193,7 +195,7 @@ class TrainModel:
         except ModelError:
             if not before:
                 raise
-            checkpoint.unlink(missing_ok=True)  # damaged, or of another version: it is of no use
+            remove(checkpoint)  # damaged, or of another version: it is of no use
             return run()
 
     def _keep(self, trained: TrainedModel, arrays: Arrays, k: int, member: NDArray[np.bool_], seconds: float) -> None:

@@ -55,6 +55,18 @@ def measure(x: NDArray[Any], chosen: NDArray[np.bool_]) -> Normalisation:
     return Normalisation((mean / scale).astype(np.float32), (std / scale).astype(np.float32))
 
 
+def fixed(x: NDArray[Any]) -> Normalisation:
+    """A normalisation that no record enters: images to -1..1, feature rows as they are.
+
+    Parameters
+    ----------
+    x
+        uint8 [N, C, H, W] or float32 [N, d]; only its shape is used.
+    """
+    mean, std = (0.5, 0.5) if x.ndim == 4 else (0.0, 1.0)
+    return Normalisation(np.full(x.shape[1], mean, np.float32), np.full(x.shape[1], std, np.float32))
+
+
 @dataclass(frozen=True, eq=False)
 class Draws:
     """One epoch's random choices: the order of the records, and the augmentation of each.
@@ -81,9 +93,21 @@ def draw(
     padding: int,
     batching: np.random.Generator,
     augmenting: np.random.Generator,
+    *,
+    poisson: bool = False,
 ) -> Draws:
-    """Draw an epoch over n records: ceil(n / batch_size) batches whose sizes differ by one at most."""
-    batches = np.array_split(batching.permutation(n), -(-n // batch_size))
+    """Draw an epoch over n records: ceil(n / batch_size) batches whose sizes differ by one at most.
+
+    With `poisson` each record is in each batch with the probability 1 / batches, independently of all others: the
+    sampling that accountants of differential privacy assume. Batches then differ in size, and may be empty.
+    """
+    steps = -(-n // batch_size)
+    if poisson:
+        # A binomial number of records without replacement: the same distribution as a coin for each, in less time.
+        sizes = batching.binomial(n, 1 / steps, size=steps)
+        batches = [np.sort(batching.choice(n, size, replace=False, shuffle=False)) for size in sizes]
+    else:
+        batches = np.array_split(batching.permutation(n), steps)
     flip = augmenting.random(n) < 0.5
     offset = augmenting.integers(0, 2 * padding + 1, size=(n, 2))
     return Draws(batches, flip if "flip" in augmentation else None, offset if "crop" in augmentation else None)
@@ -145,12 +169,12 @@ class Records:
         if len(self.shape) == 1:
             return x
         channels, height, width = self.shape
-        x = x.view(-1, height, width, channels)
+        x = x.view(len(x), height, width, channels)
         return (x.flip(2) if flipped else x).permute(0, 3, 1, 2)
 
     def _augmented(self, raw: Tensor, index: NDArray[np.int64], draws: Draws) -> Tensor:
         channels, height, width = self.shape
-        images = raw.view(-1, height, width, channels)
+        images = raw.view(len(raw), height, width, channels)
         if draws.offset is not None:
             images = self._cropped(images, torch.from_numpy(draws.offset[index]).to(self.device))
         if draws.flip is not None:

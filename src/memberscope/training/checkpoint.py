@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from memberscope.defenses.base import Lesson
 from memberscope.errors import ModelError
 from memberscope.files import replacing
 from memberscope.training.recipe import Recipe
@@ -49,8 +50,9 @@ def key(
     member: NDArray[np.bool_],
     validation: NDArray[np.bool_] | None,
     device: torch.device,
+    lesson: Lesson | None = None,
 ) -> Key:
-    """Give the key of a training; `recipe` has its precision resolved."""
+    """Give the key of a training; `recipe` has its precision resolved, `lesson` stands for the classes."""
     records = hashlib.sha256(f"{x.dtype} {x.shape}".encode())
     for array in (x, y):
         records.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -61,6 +63,9 @@ def key(
         "membership": _digest(member),
         "validation records": _digest(validation) if validation is not None else "none",
     }
+    if lesson is not None:
+        taught = np.ascontiguousarray(lesson.targets[member]).view(np.uint8).data
+        settings["soft targets"] = hashlib.sha256(f"{lesson.temperature}".encode() + bytes(taught)).hexdigest()
     threads = str(torch.get_num_threads()) if device.type == "cpu" else "any"
     surroundings = {"torch": str(torch.__version__), "device": device.type, "threads": threads}
     return Key(settings, surroundings)

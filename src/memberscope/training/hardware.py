@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from memberscope.defenses.registry import in_force
 from memberscope.errors import ConfigError
 from memberscope.training.recipe import Recipe
 
@@ -54,6 +55,8 @@ def resolve_precision(recipe: Recipe, module: nn.Module, input_shape: tuple[int,
     """
     if recipe.precision != "auto":
         return recipe
+    if any(defense.full_precision for defense in in_force(recipe)):
+        return replace(recipe, precision="fp32")
     large = len(input_shape) == 3 and min(input_shape[1:]) >= _SMALLEST_SIDE
     convolutional = any(isinstance(part, nn.Conv2d) for part in module.modules())
     gains = large and convolutional and has_native_bf16(device)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from memberscope.defenses.registry import timed
 from memberscope.training.recipe import Recipe
 from memberscope.training.scheduler import Arrays, LocalWorkers, Tell
 
@@ -75,7 +76,7 @@ class Trial:
         member = np.zeros(len(arrays["pool"]), np.bool_)
         member[chosen] = True
         epochs = max(1, round(records / len(chosen)))
-        recipe = replace(self.recipe, epochs=epochs, warmup_epochs=0, early_stopping=0)
+        recipe = replace(timed(self.recipe), epochs=epochs, warmup_epochs=0)
         trained = fit(
             recipe,
             arrays["x"],

@@ -124,7 +124,7 @@ class ModelBank:
                 write_manifest(folder, {"identity": identity})
             else:
                 identity = same_identity(folder, manifest.get("identity", {}), identity)
-        return cls(folder, identity, recipe, dataset, pool, validation if recipe.early_stopping else None, tied)
+        return cls(folder, identity, recipe, dataset, pool, validation if recipe.needs_validation else None, tied)
 
     def plan(
         self, k: int, *, workers: int | Literal["auto"] = "auto", threads: int | None = None, device: str = "auto"

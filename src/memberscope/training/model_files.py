@@ -18,8 +18,9 @@ from memberscope.errors import ConfigError, ModelError
 from memberscope.files import replacing, write_json
 from memberscope.training.batches import Normalisation
 from memberscope.training.hardware import resolve_device
-from memberscope.training.models import build
+from memberscope.training.models import build_for
 from memberscope.training.recipe import Recipe
+from memberscope.training.stages import remove
 from memberscope.training.trained_model import TrainedModel, place, plain_state
 from memberscope.training.weight_files import load_weights
 
@@ -54,7 +55,7 @@ def save(
         np.save(file, membership, allow_pickle=False)
     write_json(folder / ABOUT, _about(trained, membership, dataset_name, dataset_fingerprint))
     if trained.checkpoint is not None:
-        trained.checkpoint.unlink(missing_ok=True)
+        remove(trained.checkpoint)
         trained.checkpoint = None
 
 
@@ -232,7 +233,7 @@ def _read_membership(folder: Path) -> NDArray[np.bool_]:
 
 def _build(recipe: Recipe, input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
     with torch.random.fork_rng([]):  # the fresh weights are drawn and thrown away
-        return build(recipe.model, input_shape, n_classes, dropout=recipe.dropout)
+        return build_for(recipe, input_shape, n_classes)
 
 
 def _channelwise(name: str, values: Sequence[float], channels: int) -> NDArray[np.float32]:
@@ -249,4 +250,5 @@ def _digest(mask: NDArray[np.bool_]) -> str:
 
 def _differences(kept: Recipe, asked: Recipe) -> str:
     old, new = kept.to_dict(), asked.to_dict()
-    return ", ".join(f"{name} {old[name]!r} instead of {new[name]!r}" for name in old if old[name] != new[name])
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {old.get(name, 'off')!r} instead of {new.get(name, 'off')!r}" for name in names)

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memberscope.defenses.registry import in_force
 from memberscope.errors import ConfigError, ModelError
+from memberscope.training.recipe import Recipe
 from memberscope.training.relu_pool import relu_max_pool
 from memberscope.training.residual import ResNet18, WideResNet
 
@@ -188,6 +190,14 @@ def build(name: str, input_shape: tuple[int, ...], n_classes: int, *, dropout: f
     if not isinstance(module, nn.Module):
         raise ModelError(f"the factory of model {name!r} gave {type(module).__name__}, expected a torch.nn.Module")
     _check_answers(module, name, input_shape, n_classes)
+    return module
+
+
+def build_for(recipe: Recipe, input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
+    """Make the model of a recipe, as `build` does, with what its defenses change in the architecture."""
+    module = build(recipe.model, input_shape, n_classes, dropout=recipe.dropout)
+    for defense in in_force(recipe):
+        module = defense.module(module)
     return module
 
 

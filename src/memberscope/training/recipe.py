@@ -21,16 +21,6 @@ Precision = Literal["auto", "fp32", "bf16"]
 DEFAULT_RATES: dict[str, float] = {"sgd": 0.02, "adam": 0.001, "adamw": 0.001}
 """Learning rate of each optimiser where the recipe names none."""
 
-DEFENSES: dict[str, str] = {
-    "early_stopping": "stop when validation loss has not improved for this many epochs; the best weights are kept",
-    "weight_decay": "L2 regularisation of the weights",
-    "dropout": "zero this share of the activations before the last layer",
-    "label_smoothing": "train on labels softened by this much",
-    "augmentation": "random flips and crops of the training images",
-    "clip_norm": "clip the norm of each batch's gradient (no privacy guarantee)",
-}
-"""Flags of a recipe that reduce what a model gives away, and where each acts."""
-
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": get_args(Optimizer),
     "schedule": get_args(Schedule),
@@ -49,6 +39,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "clip_norm": (0, math.inf),
 }
 _WHOLE = ("epochs", "batch_size", "warmup_epochs", "early_stopping")
+_SINCE_FIRST: tuple[str, ...] = ("defenses",)
+"""Settings that came later. They are written, and hashed, where they are not at their default: models and banks of
+earlier versions stay what they were."""
+_OF_ANSWERS: tuple[str, ...] = ()
+"""Settings that change what a model answers and not how it is trained: they do not enter the digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +84,8 @@ class Recipe:
         Largest gradient norm of a step; 0: off.
     precision
         auto (bf16 where the hardware gains by it, else fp32), fp32 or bf16.
+    defenses
+        Defenses that other packages add, as name or name=number.
 
     Raises
     ------
@@ -112,6 +109,7 @@ class Recipe:
     augmentation: tuple[str, ...] = ()
     clip_norm: float = 0.0
     precision: Precision = "auto"
+    defenses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -134,6 +132,15 @@ class Recipe:
             raise ConfigError(
                 f"warmup_epochs = {self.warmup_epochs} is more than epochs = {self.epochs}", "warm up for fewer epochs"
             )
+        self._check_defenses()
+
+    def _check_defenses(self) -> None:
+        from memberscope.defenses.registry import check
+
+        if not isinstance(self.defenses, tuple) or not all(isinstance(d, str) for d in self.defenses):
+            raise ConfigError(f"defenses = {self.defenses!r} is no list of names", "name, or name=number, of each")
+        object.__setattr__(self, "defenses", tuple(sorted(set(self.defenses))))
+        check(self)
 
     def _check_augmentation(self) -> None:
         if not isinstance(self.augmentation, tuple):
@@ -147,13 +154,40 @@ class Recipe:
         object.__setattr__(self, "augmentation", tuple(a for a in AUGMENTATIONS if a in self.augmentation))
 
     @property
+    def added_defenses(self) -> tuple[tuple[str, float], ...]:
+        """Name and number of each defense that another package adds.
+
+        Raises
+        ------
+        ConfigError
+            What follows the = is no number.
+        """
+        found = []
+        for text in self.defenses:
+            name, _, number = text.partition("=")
+            try:
+                found.append((name, float(number) if number else 1.0))
+            except ValueError:
+                raise ConfigError(f"defenses: {text!r} is no name=number", "for example noisy-labels=0.1") from None
+        return tuple(found)
+
+    @property
+    def needs_validation(self) -> str:
+        """The name of a defense that trains by validation records, which then are nobody's population; or empty."""
+        from memberscope.defenses.registry import needs_validation
+
+        return needs_validation(self)
+
+    @property
     def rate(self) -> float:
         """The learning rate in force."""
         return DEFAULT_RATES[self.optimizer] if self.learning_rate is None else float(self.learning_rate)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` gives the same recipe back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """JSON-able; `from_dict` gives the same recipe back. Later settings are there where they are in use."""
+        content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        unused = [f.name for f in fields(self) if f.name in _SINCE_FIRST and getattr(self, f.name) == f.default]
+        return {k: v for k, v in content.items() if k not in unused}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
@@ -180,6 +214,7 @@ class Recipe:
         """
         content = {**self.to_dict(), "learning_rate": self.rate}
         content = {k: float(v) if k in _RANGES and k not in _WHOLE else v for k, v in content.items()}
+        content = {k: v for k, v in content.items() if k not in _OF_ANSWERS}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

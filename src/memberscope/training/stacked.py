@@ -22,10 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from memberscope.defenses.registry import in_force
 from memberscope.errors import ConfigError
 from memberscope.training.batches import Draws, draw
 from memberscope.training.hardware import cpu_threads, resolve_device
-from memberscope.training.models import build
+from memberscope.training.models import build_for
 from memberscope.training.optimisation import make_optimizer, rate_factor
 from memberscope.training.progress import Progress
 from memberscope.training.recipe import Recipe
@@ -49,8 +50,9 @@ def obstacle(recipe: Recipe, module: nn.Module) -> str | None:
     module
         One of them.
     """
-    if recipe.early_stopping:
-        return "early stopping ends each training at its own time"
+    for defense in in_force(recipe):
+        if defense.unstackable:
+            return defense.unstackable
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             return "batch normalisation keeps running statistics"
@@ -238,7 +240,7 @@ def group_size(recipe: Recipe, input_shape: tuple[int, ...], n_classes: int, rec
         Of the device.
     """
     with torch.random.fork_rng([]):
-        module = build(recipe.model, input_shape, n_classes, dropout=recipe.dropout)
+        module = build_for(recipe, input_shape, n_classes)
     activations = 0
 
     def note(part: nn.Module, given: Any, answer: Any) -> None:

@@ -12,15 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from memberscope.defenses.base import GradientDefense, Lesson, LossDefense, Procedure
+from memberscope.defenses.registry import in_force, procedure, trainings
 from memberscope.errors import ConfigError, DataError, ModelError
 from memberscope.training import checkpoint as checkpoints
-from memberscope.training.batches import Draws, Records, draw, measure
+from memberscope.training.batches import Draws, Records, draw, fixed, measure
 from memberscope.training.hardware import cpu_threads, keep_freed_memory, resolve_device, resolve_precision
 from memberscope.training.model_files import load, save, wrap
-from memberscope.training.models import build
+from memberscope.training.models import build_for
+from memberscope.training.objective import Objective
 from memberscope.training.optimisation import make_optimizer, rate_factor
 from memberscope.training.progress import Progress
 from memberscope.training.recipe import Recipe
+from memberscope.training.stages import Stages, stage_path
 from memberscope.training.trained_model import TrainedModel, evaluating, place, plain_state
 from memberscope.training.weight_files import load_weights
 
@@ -33,7 +37,7 @@ CHECKPOINT_SECONDS = 5.0
 _NOTICE_SECONDS = 0.1
 _EVALUATION_BATCH = 250
 # One generator a purpose; the order is part of every result.
-_PURPOSES = ("initialisation", "batching", "augmentation", "dropout", "watching")
+_PURPOSES = ("initialisation", "batching", "augmentation", "dropout", "watching", "mixing", "noise")
 
 
 def fit(
@@ -43,6 +47,7 @@ def fit(
     member: NDArray[np.bool_],
     *,
     validation: NDArray[np.bool_] | None = None,
+    soft_targets: NDArray[np.floating] | None = None,
     n_classes: int,
     seed: int,
     device: str = "auto",
@@ -64,7 +69,10 @@ def fit(
     member
         bool [N]: trained on, and the source of the inputs' normalisation.
     validation
-        bool [N]: watched, never trained on.
+        bool [N]: watched, and used by defenses that need records of nobody; else never trained on.
+    soft_targets
+        float [N, classes]: probabilities that the members are taught instead of their classes (distillation); the
+        history and its accuracies still go by y. Rows of other records are not read.
     n_classes
         Number of classes.
     seed
@@ -93,19 +101,38 @@ def fit(
         Interrupted: its text says how to go on.
     """
     _check(recipe, x, member, validation)
+    lesson = None if soft_targets is None else _lesson(recipe, member, soft_targets, n_classes)
     where = resolve_device(device)
     if where.type == "cpu":
         keep_freed_memory()
-    with cpu_threads(threads), torch.random.fork_rng([where] if where.type == "cuda" else []):
-        training = _Training(recipe, x, y, member, validation, n_classes, seed, where)
+
+    def one(
+        recipe: Recipe,
+        records: NDArray[np.bool_],
+        seed: int,
+        progress: Progress | None,
+        stage: str = "",
+        lesson: Lesson | None = None,
+    ) -> TrainedModel:
+        training = _Training(recipe, x, y, records, validation, n_classes, seed, where, lesson)
         if checkpoint is not None:
-            key = checkpoints.key(training.recipe, seed, x, y, member, validation, where)
-            training.keep(checkpoint, key, resume=resume)
+            key = checkpoints.key(training.recipe, seed, x, y, records, validation, where, lesson)
+            training.keep(stage_path(checkpoint, stage) if stage else checkpoint, key, resume=resume)
         try:
             training.run(progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(training.farewell()) from None
-    trained = training.result(recipe)
+        if stage:
+            training.write_checkpoint(now=True)
+        return training.result(recipe)
+
+    with cpu_threads(threads), torch.random.fork_rng([where] if where.type == "cuda" else []):
+        taught = procedure(recipe)
+        if taught is not None:
+            count = trainings(recipe)
+            stages = Stages(recipe, x, y, member, validation, n_classes, seed, one, progress, count)
+            lesson, progress = taught.lesson(stages), stages.part(count - 1)
+        trained = one(recipe, member if lesson is None else lesson.records, seed, progress, "", lesson)
     trained.threads = threads
     return trained
 
@@ -123,16 +150,21 @@ class _Training:
         n_classes: int,
         seed: int,
         device: torch.device,
+        lesson: Lesson | None = None,
     ) -> None:
         self.seed, self.device, self.n_classes = seed, device, n_classes
         self.input_shape: tuple[int, ...] = x.shape[1:]
         torch.manual_seed(self._seed("initialisation"))
-        self.module = build(recipe.model, self.input_shape, n_classes, dropout=recipe.dropout)
+        self.module = build_for(recipe, self.input_shape, n_classes)
         self.channels_last = place(self.module, self.input_shape, device)
         self.recipe = resolve_precision(recipe, self.module, self.input_shape, device)
         self.optimizer = make_optimizer(self.recipe, self.module, device)
-        self.normalisation = measure(x, member)
+        defenses = in_force(self.recipe)
+        self.gradient = next((d for d in defenses if isinstance(d, GradientDefense)), None)
+        self.normalisation = fixed(x) if any(d.blind_inputs for d in defenses) else measure(x, member)
         self.members, self.labels = self._resident(x, y, member)
+        taught = None if lesson is None else torch.from_numpy(lesson.targets[member]).to(device)
+        self.objective = Objective(self.recipe, n_classes, taught, 1.0 if lesson is None else lesson.temperature)
         self.watched = np.arange(len(self.members))
         if len(self.members) > WATCHED_MEMBERS:
             self.watched = np.sort(self._generator("watching").permutation(len(self.members))[:WATCHED_MEMBERS])
@@ -169,7 +201,7 @@ class _Training:
             self.state.history.append(record)
             self.state.epoch += 1
             self._remember_best(record)
-            self._write_checkpoint()
+            self.write_checkpoint()
             if progress is not None:
                 recent = [r["seconds"] for r in self.state.history[-5:]]
                 left = (self.recipe.epochs - self.state.epoch) * sum(recent) / len(recent)
@@ -217,13 +249,17 @@ class _Training:
             self.members.padding,
             self._generator("batching", epoch),
             self._generator("augmentation", epoch),
+            poisson=self.gradient is not None and self.gradient.poisson,
         )
+        mixing = self._generator("mixing", epoch)
+        noise = None if self.gradient is None else torch.Generator(self.device).manual_seed(self._seed("noise", epoch))
         self.module.train()
         started = noticed = time.perf_counter()
         steps = len(draws.batches)
         total = torch.zeros((), device=self.device)
         for step, index in enumerate(draws.batches):
-            loss = self._step(index, draws, epoch - 1 + step / steps)
+            self._set_rate(epoch - 1 + step / steps)
+            loss = self._step(index, draws, epoch, mixing, noise)
             total += loss
             now = time.perf_counter()
             if now - noticed > _NOTICE_SECONDS or step + 1 == steps:
@@ -232,21 +268,39 @@ class _Training:
                 if progress is not None:
                     progress.on_step(epoch, step + 1, steps, loss.item())
         self.seconds += time.perf_counter() - started
-        self.trained_records += len(self.members)
+        self.trained_records += sum(map(len, draws.batches))
         if not all(bool(torch.isfinite(p).all()) for p in self._parameters()):
             self._check_finite(math.nan, epoch, steps, steps)
 
-    def _step(self, index: NDArray[np.int64], draws: Draws, time_: float) -> Tensor:
-        recipe = self.recipe
+    def _set_rate(self, time_: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate * rate_factor(recipe, time_)
-        labels = self.labels[torch.from_numpy(index).to(self.device)]
-        logits = self._answers(self.members.batch(index, draws))
-        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self._parameters(), recipe.clip_norm)
+            group["lr"] = self.recipe.rate * rate_factor(self.recipe, time_)
+
+    def _step(
+        self,
+        index: NDArray[np.int64],
+        draws: Draws,
+        epoch: int,
+        mixing: np.random.Generator,
+        noise: torch.Generator | None,
+    ) -> Tensor:
+        chosen = torch.from_numpy(index).to(self.device)
+        batch, targets = self.objective.batch(self.members.batch(index, draws), self.labels[chosen], chosen, mixing)
+        if self.gradient is None or noise is None:
+            loss = self.objective.losses(self._answers(batch), targets, epoch)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+
+            def losses(logits: Tensor, part: slice) -> Tensor:
+                return self.objective.losses(logits.float(), targets[part], epoch, "none")
+
+            self.optimizer.zero_grad(set_to_none=True)
+            batch = batch if self.channels_last else batch.contiguous()
+            expected = len(self.members) / len(draws.batches)
+            loss = self.gradient.gradient(self.module, batch, losses, expected, noise)
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self._parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         return loss.detach()
 
@@ -285,8 +339,9 @@ class _Training:
         patience = self.recipe.early_stopping
         return bool(patience and self.state.best and self.state.epoch - self.state.best[2] >= patience)
 
-    def _write_checkpoint(self) -> None:
-        if self._checkpoint is None or time.monotonic() - self._written[0] < CHECKPOINT_SECONDS:
+    def write_checkpoint(self, *, now: bool = False) -> None:
+        """Write the state, if the last one is some seconds old or it must be `now`."""
+        if self._checkpoint is None or (not now and time.monotonic() - self._written[0] < CHECKPOINT_SECONDS):
             return
         self.state.model = plain_state(self.module)
         self.state.optimizer = {
@@ -332,9 +387,29 @@ def _check(recipe: Recipe, x: NDArray[Any], member: NDArray[np.bool_], validatio
     if validation is not None and (member & validation).any():
         both = int((member & validation).sum())
         raise DataError(f"{both:,} records are members and validation records", "validation records must be set apart")
-    if recipe.early_stopping and validation is None:
-        raise ConfigError("early_stopping needs validation records", "set some apart (--validation-fraction)")
+    if recipe.needs_validation and validation is None:
+        raise ConfigError(
+            f"{recipe.needs_validation} needs validation records", "set some apart (--validation-fraction)"
+        )
     if recipe.augmentation and x.ndim != 4:
         raise ConfigError(
             f"augmentation = {list(recipe.augmentation)} is for images, the records are feature rows", "leave it out"
         )
+
+
+def _lesson(recipe: Recipe, member: NDArray[np.bool_], soft_targets: NDArray[np.floating], n_classes: int) -> Lesson:
+    """The soft targets that a caller gives, checked."""
+    if soft_targets.shape != (len(member), n_classes):
+        raise DataError(
+            f"soft targets have shape {list(soft_targets.shape)}, expected [{len(member)}, {n_classes}]",
+            "a row a record of the pool, a column a class",
+        )
+    taught = soft_targets[member].astype(np.float64)
+    if not np.isfinite(taught).all() or (taught < 0).any() or not np.allclose(taught.sum(axis=1), 1, atol=1e-3):
+        raise DataError("soft targets of members are no probabilities", "each row of a member is >= 0 and sums to 1")
+    for defense in in_force(recipe):
+        if isinstance(defense, Procedure) or (isinstance(defense, LossDefense) and not defense.soft_targets):
+            raise ConfigError(
+                f"{defense.name} and soft targets do not go together", "train on them by a recipe without it"
+            )
+    return Lesson(member, np.ascontiguousarray(soft_targets, np.float32))
