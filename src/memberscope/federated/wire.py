@@ -16,6 +16,7 @@ _ROUND_KEYS = ("server-round", "server_round", "current-round", "current_round",
 _IDENTITY_KEYS = ("partition-id", "partition_id")
 _WEIGHT_KEYS = ("num-examples", "num_examples")
 _STORABLE = frozenset("float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split())
+_NO_ARRAYS = "_empty"  # legacy Parameters without any become a record with this one entry
 _SECURE_AGGREGATION = "secaggplus_configs"
 
 
@@ -56,7 +57,7 @@ class Decoder:
         """Name -> array of one record, leaving out what is no number."""
         known = self._known.get(id(record))
         if known is None:
-            decoded = {name: array.numpy() for name, array in record.items() if array.data}
+            decoded = {name: array.numpy() for name, array in record.items() if name != _NO_ARRAYS}
             kept = {name: value for name, value in decoded.items() if value.dtype.name in _STORABLE}
             known = self._known[id(record)] = record, kept
         return known[1]
