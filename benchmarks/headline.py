@@ -59,8 +59,7 @@ class Scenario:
 
 SCENARIOS = {
     "location30": Scenario("npz", 5_010, 10, Recipe(model="mlp", epochs=50, batch_size=64)),
-    "cifar10": Scenario("cifar10", 10_000, 5, Recipe(model="simplecnn", epochs=30)),
-    "svhn": Scenario("svhn", 8_000, 5, Recipe(model="simplecnn", epochs=15)),
+    "cifar10": Scenario("cifar10", 6_000, 5, Recipe(model="simplecnn", epochs=25)),
 }
 
 

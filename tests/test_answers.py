@@ -190,7 +190,7 @@ def test_files_under_a_wrong_name(tmp_path: Path) -> None:
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     assert told(tmp_path / "array.npz") == "FILE is not an .npz file, or its end is missing"
     assert told(tmp_path / "nothing.npz") == "no file FILE"
-    assert told(tmp_path) == "no file FILE"
+    assert told(tmp_path) == "the folder FILE holds no answers that can be read"
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     assert told(tmp_path / "a.parquet") == "FILE is neither .npz nor .csv nor .csv.gz"
     (tmp_path / "a.csv").write_bytes(npz(tmp_path / "b.npz", **GOOD).read_bytes())

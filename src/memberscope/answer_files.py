@@ -81,6 +81,28 @@ def _array(file: Any, key: str, path: Path) -> NDArray[Any]:
     return array
 
 
+def read_npy(path: Path) -> NDArray[Any]:
+    """The array of an .npy file, mapped: read where it is looked at.
+
+    Raises
+    ------
+    EvidenceError
+        Not an .npy file, a damaged one, or one with Python objects (which are never loaded: they can run code).
+    """
+    try:
+        with path.open("rb") as raw:
+            if raw.read(6) != b"\x93NUMPY":
+                raise EvidenceError(f"{path} is not an .npy file", "write it again with numpy.save")
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except DAMAGE as error:
+        if "Python objects" in str(error) or "allow_pickle" in str(error):
+            raise EvidenceError(
+                f"{path} holds Python objects, which are never loaded (they can run code)",
+                "save plain numeric arrays with numpy.save",
+            ) from None
+        raise EvidenceError(f"{path} cannot be read: {error}", "write it again with numpy.save") from None
+
+
 def read_csv(path: Path) -> dict[str, NDArray[Any]]:
     """Logits or probabilities, labels and member from comma-separated text, gzip-compressed if it ends in .gz.
 

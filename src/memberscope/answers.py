@@ -28,16 +28,26 @@ class Answers:
         The file, as named by the user.
     class_names
         C names.
+    notes
+        What the reader should tell the user.
     """
 
     evidence: Evidence
     member: NDArray[np.bool_]
     source: str
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-def read_answers(path: Path) -> Answers:
-    """Read an .npz, .csv or .csv.gz file of answers.
+def read_answers(path: Path, *, target: int | None = None) -> Answers:
+    """Read an .npz, .csv or .csv.gz file of answers, or the folder of another tool (`memberscope.answer_folders`).
+
+    Parameters
+    ----------
+    path
+        The file or folder.
+    target
+        Of a folder of many models: which one plays the target.
 
     Raises
     ------
@@ -45,8 +55,14 @@ def read_answers(path: Path) -> Answers:
         Missing or unreadable file, missing or ambiguous keys, wrong shapes or values; names what was expected.
     """
     path = Path(path)
+    if path.is_dir():
+        from memberscope.answer_folders import read_folder
+
+        return read_folder(path, target)
+    if target is not None:
+        raise EvidenceError(f"{path} is no folder of many models", "--target chooses a model of a folder: leave it out")
     if not path.is_file():
-        raise EvidenceError(f"no file {path}", "give the path of an .npz or .csv file of answers")
+        raise EvidenceError(f"no file {path}", "give the path of an .npz or .csv file of answers, or of a folder")
     name = path.name.lower()
     if name.endswith(".npz"):
         return _from_arrays(read_npz(path), path)

@@ -81,6 +81,7 @@ def score(
     file: Path,
     *,
     out: Path | None = None,
+    target: int | None = None,
     attacks: tuple[str, ...] = ("auto",),
     folds: int = 5,
     confidence: float = 0.95,
@@ -95,15 +96,19 @@ def score(
     For example:
         memberscope score answers.npz
         memberscope score answers.csv --out runs/mine --policy policy.toml
+        memberscope score exp/cifar10 --target 3
 
     Parameters
     ----------
     file
         .npz with logits or probabilities [N, C], labels [N], member 0/1 [N] (and reference_logits [K, N, C] with
         reference_membership [K, N], where there are reference models); or .csv with columns z0... or p0..., label,
-        member.
+        member; or a folder of models that the LiRA code of Carlini et al. or ML Privacy Meter left.
     out
         Run folder to write; default: a new one in ./outputs.
+    target
+        Of a folder: which model plays the target, from 0. Default: the last experiment of the LiRA code, the first
+        model of Privacy Meter.
     attacks
         Names (`memberscope list attacks`); auto: all that the answers allow.
     folds
@@ -128,6 +133,7 @@ def score(
     console = Console(quiet=quiet or json)
     result = score_answers(
         file,
+        target=target,
         attacks=attacks,
         folds=folds,
         confidence=confidence,

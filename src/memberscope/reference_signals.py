@@ -222,7 +222,7 @@ def _grouped(
 ) -> Grouped:
     """Read phi block by block and put the IN models of each record before its OUT models."""
     n, k = order.shape
-    residuals, centre = _space((queries, n, k), memory_bytes), np.empty((queries, n))
+    residuals, centre = space((queries, n, k), memory_bytes), np.empty((queries, n))
     size = max(1, min(n, 8192, _BLOCK_BYTES // (8 * k * queries)))
     answers = np.empty((k, queries, size))
     for start in range(0, n, size):
@@ -257,8 +257,9 @@ def _refuse_nonfinite(block: Floats, start: int) -> None:
         )
 
 
-def _space(shape: tuple[int, ...], memory_bytes: int) -> Floats:
-    if 8 * int(np.prod(shape)) <= memory_bytes:
-        return np.empty(shape)
+def space(shape: tuple[int, ...], memory_bytes: int = MEMORY_BYTES, dtype: Any = np.float64) -> NDArray[Any]:
+    """An array to be filled: in memory, or in a temporary file that vanishes with it."""
+    if np.dtype(dtype).itemsize * int(np.prod(shape)) <= memory_bytes:
+        return np.empty(shape, dtype)
     with tempfile.TemporaryFile() as file:  # the mapping outlives it
-        return np.memmap(file, np.float64, mode="w+", shape=shape)
+        return np.memmap(file, dtype, mode="w+", shape=shape)

@@ -31,6 +31,7 @@ def score(
     member: NDArray[np.generic] | None = None,
     class_names: tuple[str, ...] | None = None,
     attacks: tuple[str, ...] | str = ("auto",),
+    target: int | None = None,
     folds: int = 5,
     confidence: float = 0.95,
     seed: int = 0,
@@ -44,12 +45,14 @@ def score(
     Parameters
     ----------
     file
-        .npz (keys logits or probabilities, labels, member) or .csv (columns z0... or p0..., label, member); or the
-        arrays themselves:
+        .npz (keys logits or probabilities, labels, member) or .csv (columns z0... or p0..., label, member); the
+        folder of many models that the LiRA code of Carlini et al. or ML Privacy Meter left; or the arrays themselves:
     logits, probabilities
         float [N, C], one of the two.
     labels, member
         int [N] in 0..C-1; bool or 0/1 [N].
+    target
+        Of a folder of many models: which one plays the target.
     references
         reference_logits float [K, N, C] (or [K, A, N, C], with logits [A, N, C]) and reference_membership bool [K, N].
 
@@ -64,8 +67,12 @@ def score(
     clock = Clock()
     events.stage("Reading the answers")
     answers = (
-        read_answers(Path(file)) if file is not None else _given(logits, probabilities, labels, member, references)
+        read_answers(Path(file), target=target)
+        if file is not None
+        else _given(logits, probabilities, labels, member, references)
     )
+    for note in answers.notes:
+        events.note(note)
     names = class_names or answers.class_names
     evidence, truth = answers.evidence, answers.member
     clock.lap("data")
@@ -127,7 +134,7 @@ def score(
         run=run_facts(clock, f"memberscope score {name}", seed),
         policy=None,
         top_records=None,
-        reproduce=[f"memberscope score {name} --seed {seed}"],
+        reproduce=[f"memberscope score {name} --seed {seed}{'' if target is None else f' --target {target}'}"],
         confidence=confidence,
         seed=seed,
     )
