@@ -1,7 +1,8 @@
 """EB-LiRA: LiRA whose two worlds learn from each other, by an empirical-Bayes prior of how membership moves a record.
 
-With few models the means of the two worlds are uncertain too. How far training on a record moves its confidence depends
-on how hard the record is, and smoothly so: the shift of records of like difficulty is a prior for each of them.
+With few models the means of the two worlds are uncertain too. How far training on a record moves its confidence, and how
+much models differ about it, depends on how hard the record is, and smoothly so: the shift and the variances of records
+of like difficulty are a prior for each of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ _FEWEST_IN_BIN = 200
 _SMALLEST_SPREAD = 5e-4
 """The spread of shifts within a bin is at least this share of the variances within records."""
 
+_FREEDOM_OF_ALL = 20.0
+"""Degrees of freedom that the variance of all records counts for in that of a bin."""
+
 _SHARE_OF_OTHER = 0.25
 """What a deviation in the other world counts for: simulated records do best with 1, trained models with 0 to 0.5."""
 
@@ -33,9 +37,9 @@ class EbLira(ReferenceAttack):
     needs = ONLINE
     card = Card(
         "this tool; no publication yet. Student-t predictive after Brännvall 2026 (arXiv 2603.11799)",
-        "variances shrunk towards the pooled ones, each world counting the other's deviations for a quarter; the "
-        "shift D between the worlds has a normal prior whose mean and spread are those of records of like difficulty "
-        "(40 bins of the middle of both means); both locations are estimated jointly; score: log t IN - log t OUT, "
+        "variances shrunk towards those of records of like difficulty (40 bins of the middle of both means), each "
+        "world counting the other's deviations for a quarter; the shift D between the worlds has a normal prior whose "
+        "mean and spread are those of the same bin; both locations are estimated jointly; score: log t IN - log t OUT, "
         "averaged over queries",
         "K reference models, from one IN and one OUT a record on; one query a record",
         "experimental: judge it beside lira-online-bayes. Gains most with 2 to 16 models; with 64 and more the two "
@@ -64,16 +68,18 @@ class EbLira(ReferenceAttack):
     ) -> Scores:
         n_in, n_out = inside.n, outside.n
         alike = _Alike.of(inside, outside, difficulty)
-        if n_in.max() < 2 and n_out.max() < 2 and alike is not None:  # nothing within records: what is left in a bin
-            typical = [0.5 * float(np.mean(alike.residuals**2))] * 2
-        freedom_in, s2_in = self._variance(inside, outside, *typical)
-        freedom_out, s2_out = self._variance(outside, inside, *typical[::-1])
         if alike is None:  # no record has both worlds
+            typical_in, typical_out = (np.full(len(phi), value) for value in typical)
+        else:
+            typical_in, typical_out = alike.variances(inside, outside, *typical)
+        freedom_in, s2_in = self._variance(inside, outside, typical_in, typical_out)
+        freedom_out, s2_out = self._variance(outside, inside, typical_out, typical_in)
+        if alike is None:
             shift = inside.mean[n_in > 0].mean() - outside.mean[n_out > 0].mean()
             spread = 0.5 * (s2_in + s2_out)
         else:
             noise = s2_in / np.maximum(n_in, 1) + s2_out / np.maximum(n_out, 1)
-            shift, spread = alike.prior(noise, _SMALLEST_SPREAD * sum(typical))
+            shift, spread = alike.prior(noise, _SMALLEST_SPREAD * (typical_in + typical_out))
         # Precisions: a world's own mean, and the other world's mean moved by the shift. An empty world has none.
         of_out, of_in = n_out / s2_out, n_in / s2_in
         from_in = of_in / (1 + spread * of_in)
@@ -84,7 +90,7 @@ class EbLira(ReferenceAttack):
         mu_in = (mean_in * of_in + (mean_out + shift) * from_out) * v_in
         return log_t(phi, freedom_in, mu_in, s2_in + v_in) - log_t(phi, freedom_out, mu_out, s2_out + v_out)
 
-    def _variance(self, own: Moments, other: Moments, typical: float, typical_other: float) -> tuple[Floats, Floats]:
+    def _variance(self, own: Moments, other: Moments, typical: Floats, typical_other: Floats) -> tuple[Floats, Floats]:
         """Degrees of freedom and posterior mean of the variance of a world, float64 [N] each.
 
         How much models differ on a record is alike in both worlds, relative to what is usual there: deviations of the
@@ -128,11 +134,29 @@ class _Alike:
         mean = _by_bin(shifts, bin_of[both], bins)
         return cls(bin_of, both, mean, shifts - mean[bin_of[both]])
 
-    def prior(self, noise: Floats, smallest: float) -> tuple[Floats, Floats]:
+    def variances(
+        self, inside: Moments, outside: Moments, typical_in: float, typical_out: float
+    ) -> tuple[Floats, Floats]:
+        """Variances within records of the IN and of the OUT models that are usual in the bin, float64 [N] each.
+
+        Where no record has two models of a world, the spread of the shifts has to do: half of it for either world.
+        """
+        if inside.n.max() < 2 and outside.n.max() < 2:
+            half = 0.5 * _by_bin(self.residuals**2, self.bin_of[self.both], len(self.mean))
+            usual = np.maximum(half, _SMALLEST_SPREAD * np.mean(half) + np.finfo(np.float64).tiny)[self.bin_of]
+            return usual, usual
+        found = []
+        for world, typical in ((inside, typical_in), (outside, typical_out)):
+            freedom = np.bincount(self.bin_of, weights=np.maximum(world.n - 1, 0), minlength=len(self.mean))
+            ss = np.bincount(self.bin_of, weights=world.ss, minlength=len(self.mean))
+            found.append(((ss + _FREEDOM_OF_ALL * typical) / (freedom + _FREEDOM_OF_ALL))[self.bin_of])
+        return found[0], found[1]
+
+    def prior(self, noise: Floats, smallest: Floats) -> tuple[Floats, Floats]:
         """Mean and variance of the shift of every record, float64 [N] each, less what few models add to it."""
         excess = self.residuals**2 - noise[self.both]
         spread = _by_bin(excess, self.bin_of[self.both], len(self.mean))
-        return self.mean[self.bin_of], np.maximum(spread, smallest)[self.bin_of]
+        return self.mean[self.bin_of], np.maximum(spread[self.bin_of], smallest)
 
 
 def _by_bin(values: Floats, bin_of: Counts, bins: int) -> Floats:
