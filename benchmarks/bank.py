@@ -7,6 +7,7 @@ first finished models to the last, so that starting the workers (told beside) is
 
 Random images: speed does not depend on what is on them. About three minutes on two cores.
 Usage: python benchmarks/bank.py [--members 4000] [--epochs 2] [--models 6] [--rounds 2]
+       python benchmarks/bank.py --ray [--models 16]    (a Ray of this machine against as many local processes)
 """
 
 from __future__ import annotations
@@ -104,16 +105,45 @@ def textbook_speed(dataset: Dataset, recipe: Recipe, models: int) -> float:
     return 3600 / statistics.median(times)
 
 
+def against_ray(dataset: Dataset, recipe: Recipe, models: int, rounds: int) -> None:
+    """Print what the same bank takes in local processes and on a Ray of this machine: all of it, starts included."""
+    cores = usable_cores()
+    whole: dict[str, list[float]] = {f"{cores} local processes": [], "Ray": []}
+    rates: dict[str, list[float]] = {name: [] for name in whole}
+    for turn in range(rounds):
+        names = list(whole) if turn % 2 == 0 else list(whole)[::-1]
+        for name in names:
+            started = time.perf_counter()
+            rate, _, text = bank_speed(dataset, recipe, models, workers="ray" if name == "Ray" else cores, threads=1)
+            whole[name].append(time.perf_counter() - started)
+            rates[name].append(rate)
+            print(f"{name}: {whole[name][-1]:.1f} s ({text})", flush=True)
+    print(f"\n{machine()}, {models} models of {recipe.epochs} epochs\n")
+    print("| where | seconds, all | by rounds | models an hour once it runs |\n| --- | ---: | --- | ---: |")
+    for name, values in whole.items():
+        by_rounds = ", ".join(f"{value:.1f}" for value in values)
+        print(f"| {name} | {statistics.median(values):.1f} | {by_rounds} | {statistics.median(rates[name]):,.0f} |")
+    ratios = [ray / local for local, ray in zip(*whole.values(), strict=True)]
+    running = [local / ray for local, ray in zip(*rates.values(), strict=True)]
+    spread = f"{min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%}"
+    print(f"\nRay costs {statistics.median(ratios) - 1:+.1%} of the time ({spread}),")
+    print(f"once it runs {statistics.median(running) - 1:+.1%} ({min(running) - 1:+.1%} to {max(running) - 1:+.1%})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--models", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--ray", action="store_true")
     given = parser.parse_args()
     bank_plan.SMALL_SECONDS = 0.0  # real banks take long enough to be spread; this one stands for them
     dataset = images(2 * given.members)
     recipe = Recipe(model="simplecnn", epochs=given.epochs, batch_size=BATCH)
+    if given.ray:
+        against_ray(dataset, recipe, given.models, given.rounds)
+        return
     cores = usable_cores()
     layouts = {"1 x " + str(cores): {"workers": 1, "threads": cores}, f"{cores} x 1": {"workers": cores, "threads": 1}}
     layouts["picked"] = {"workers": "auto"}

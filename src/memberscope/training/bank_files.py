@@ -167,13 +167,18 @@ def claim(path: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        for left_behind in path.parent.glob(f".{path.name}.*.part"):
-            left_behind.unlink(missing_ok=True)
+        remove_unfinished(path)
         yield True
     finally:
         # Removed while it is held: whoever opened it in between sees that the name is gone, and opens anew.
         lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what writers of `path` that died left beside it. For whoever holds the claim."""
+    for left_behind in path.parent.glob(f".{path.name}.*.part"):
+        left_behind.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from memberscope.defenses.registry import work
-from memberscope.errors import ConfigError
+from memberscope.errors import ConfigError, MemberscopeError
 from memberscope.training import layout as layouts
 from memberscope.training.layout import Layout, Trial
 from memberscope.training.recipe import Precision, Recipe
@@ -19,6 +20,8 @@ from memberscope.training.scheduler import Arrays, LocalWorkers
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from memberscope.training.ray_cluster import Share
 
 SMALL_SECONDS = 30.0
 """A bank that one thread trains in this time is not spread: to start and measure workers takes about ten seconds."""
@@ -48,6 +51,8 @@ class Plan:
         Of the files of the missing models.
     reason
         How the layout was chosen.
+    share
+        On a cluster: what one training occupies of a node.
     """
 
     missing: tuple[int, ...]
@@ -57,9 +62,12 @@ class Plan:
     seconds: float | None
     file_bytes: int
     reason: str
+    share: Share | None = None
 
     def describe(self) -> str:
         """The layout and its reason in words."""
+        if self.share is not None and self.share.gpus:
+            return f"{self.layout.processes} models at once, {self.share.gpus:.2g} of a GPU each ({self.reason})"
         if self.device != "cpu":
             return f"on {self.device}: {self.reason}"
         return f"{self.layout.describe()} ({self.reason})"
@@ -117,7 +125,7 @@ def choose(
     work: float,
     member_bytes: int,
     folder: Path,
-    workers: int | Literal["auto"],
+    workers: int | str,
     fixed: int | None,
     noted: Mapping[str, float] | None,
 ) -> Choice:
@@ -148,7 +156,7 @@ def choose(
         return Choice(Layout(1, fixed or 1), None, "nothing is missing")
     if workers != "auto":
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-            raise ConfigError(f"workers = {workers!r}", "auto, or a whole number from 1")
+            raise ConfigError(f"workers = {workers!r}", "auto, a whole number from 1, ray, or the address of a cluster")
         return Choice(Layout(min(workers, models), fixed or 1), None, "as asked")
     cores, most, known = layouts.usable_cores(), layouts.most_workers(models, member_bytes), noted or {}
     alone = Layout(1, fixed or 1)
@@ -178,7 +186,29 @@ def seconds(choice: Choice, models: int, work: float) -> float | None:
     return starting + rounds * work * choice.layout.processes / choice.rate
 
 
+def even(k: int) -> int:
+    """A number of models, raised to whole pairs."""
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ConfigError(f"{k!r} reference models", "a whole number from 1")
+    return k + k % 2
+
+
+def check_room(plan: Plan, folder: Path) -> None:
+    """Refuse a plan whose files do not fit on the disk."""
+    free = shutil.disk_usage(folder).free
+    if plan.file_bytes > free:
+        raise MemberscopeError(
+            f"{len(plan.missing)} reference models take {_size(plan.file_bytes)} in {folder}, "
+            f"where {_size(free)} are free",
+            "free some space, ask for fewer, or keep their answers as float16; nothing was trained yet",
+        )
+
+
 def room(models: int, shape: tuple[int, int, int], stored: str, parameters: int) -> int:
     """Bytes of the files of models that answer `shape` [A, N, C] and keep so many parameters."""
     answers = int(np.prod(shape)) * np.dtype(stored).itemsize
     return models * (answers + shape[1] // 8 + 4 * parameters + 4096)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

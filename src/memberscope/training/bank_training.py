@@ -110,12 +110,17 @@ class TrainModel:
                 return "busy"
             if sound(path, self.bank, k, member) is not None:
                 return "there"
-            started = time.perf_counter()
-            checkpoint = path.with_suffix(".checkpoint")
-            trained = self._fit(arrays, k, member, checkpoint, tell)
-            self._keep(trained, arrays, k, member, time.perf_counter() - started)
-            remove(checkpoint)
+            self.train(arrays, k, tell)
         return "trained"
+
+    def train(self, arrays: Arrays, k: int, tell: Tell) -> None:
+        """Train model k, which is claimed, and write its file."""
+        member = membership_row(arrays["pool"], k, self.seed)
+        started = time.perf_counter()
+        checkpoint = model_path(self.folder, k).with_suffix(".checkpoint")
+        trained = self._fit(arrays, k, member, checkpoint, tell)
+        self._keep(trained, arrays, k, member, time.perf_counter() - started)
+        remove(checkpoint)
 
     def at_once(self, arrays: Arrays, models: Sequence[int], listener: Listener) -> Iterator[tuple[int, Outcome]]:
         """Train models on a GPU, as many at once as fit there (`memberscope.training.stacked`)."""

@@ -19,7 +19,7 @@ SECONDS = 0.4
 _ROUNDS = 2
 _GOOD_ENOUGH = 0.96
 """Fewer threads a model are taken from this share of the best rate on: close races then end alike each time."""
-_WORKER_BYTES = 700_000_000
+WORKER_BYTES = 700_000_000
 """Of a worker beside its records: the interpreter with torch, and a training step."""
 _MEMORY_SHARE = 0.7
 
@@ -133,7 +133,7 @@ def most_workers(models: int, record_bytes: int) -> int:
     available = available_memory()
     if available is None:
         return models
-    return max(1, min(models, int(_MEMORY_SHARE * available / (_WORKER_BYTES + 2 * record_bytes))))
+    return max(1, min(models, int(_MEMORY_SHARE * available / (WORKER_BYTES + 2 * record_bytes))))
 
 
 def usable_cores() -> int:

@@ -12,9 +12,9 @@ chosen when it first grows, noted in its manifest, and kept.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from memberscope.errors import ConfigError, MemberscopeError, ModelError
-from memberscope.training import bank_plan
+from memberscope.errors import ConfigError, ModelError
+from memberscope.training import bank_cluster, bank_plan
 from memberscope.training.bank_answers import BankAnswers, Rows
 from memberscope.training.bank_files import ModelFile, exclusively, model_path, read_manifest, write_manifest
 from memberscope.training.bank_identity import identity_of, same_identity
@@ -33,13 +33,13 @@ from memberscope.training.bank_progress import BankProgress, Tracker, listed
 from memberscope.training.bank_training import Outcome, TrainModel, membership_row, sound, until_there
 from memberscope.training.layout import Layout, Trial, machine
 from memberscope.training.recipe import Recipe
-from memberscope.training.scheduler import InProcess, LocalWorkers, Scheduler
+from memberscope.training.scheduler import InProcess, LocalWorkers, Scheduler, is_cluster
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from memberscope.data_loader import Dataset
+    from memberscope.training.ray_cluster import Cluster
     from memberscope.training.trained_model import TrainedModel
 
 
@@ -126,20 +126,19 @@ class ModelBank:
                 identity = same_identity(folder, manifest.get("identity", {}), identity)
         return cls(folder, identity, recipe, dataset, pool, validation if recipe.needs_validation else None, tied)
 
-    def plan(
-        self, k: int, *, workers: int | Literal["auto"] = "auto", threads: int | None = None, device: str = "auto"
-    ) -> Plan:
+    def plan(self, k: int, *, workers: int | str = "auto", threads: int | None = None, device: str = "auto") -> Plan:
         """Say what growing to `k` models will take here: a measurement of a few seconds, if it was not made before.
 
         Parameters are those of `grow`. Precision and threads are settled for the bank when this is first asked.
         """
-        return self._plan(_even(k), workers, threads, device)[0]
+        with _connection(workers) as cluster:
+            return self._plan(bank_plan.even(k), workers, threads, device, cluster)[0]
 
     def grow(
         self,
         k: int,
         *,
-        workers: int | Literal["auto"] = "auto",
+        workers: int | str = "auto",
         threads: int | None = None,
         device: str = "auto",
         progress: BankProgress | None = None,
@@ -151,7 +150,8 @@ class ModelBank:
         k
             Number of models; an odd one is raised by one, to whole pairs.
         workers
-            Processes that train at once on a CPU; auto: as measured to be fastest here. The models are the same.
+            Processes that train at once on a CPU; auto: as measured to be fastest here. Or a Ray cluster: ``ray`` (this
+            machine, or RAY_ADDRESS), ``ray://HOST:PORT`` or ``HOST:PORT``. The models are the same.
         threads
             Threads that train a model. None: as noted in the bank; at first 1, unless with ``workers="auto"`` more are
             measured to be faster.
@@ -165,30 +165,31 @@ class ModelBank:
         ModelError
             A training diverged, a worker died twice, or other threads were asked for than the bank was begun with.
         MemberscopeError
-            There is too little room on the disk, or the folder cannot be written.
+            There is too little room on the disk, the folder cannot be written, or no cluster answers.
         """
         progress = progress or BankProgress()
         if k % 2:
             progress.on_note(f"{k} reference models were asked for, {k + 1} are trained: they come in pairs")
-        k = _even(k)
+        k = bank_plan.even(k)
         before = [i for i in range(k) if model_path(self.folder, i).is_file()]
         missing = self._missing(k)
         damaged = sorted(set(before) & set(missing))
         if damaged:
             progress.on_note(f"damaged files of reference models {listed(damaged)}: trained again")
         if missing:
-            plan, where, module = self._plan(k, workers, threads, device)
-            self._check_room(plan)
-            progress.on_layout(plan.describe())
-            tracker = Tracker(progress, k - len(missing), missing, plan.layout.processes, plan.seconds)
-            run, close = self._runner(plan, where, module, tracker)
-            try:
-                until_there(run, missing, tracker)
-            except KeyboardInterrupt:
-                text = f"interrupted: {k - len(self._missing(k))} of {k} reference models are trained and kept"
-                raise KeyboardInterrupt(f"{text}; the same command goes on from there") from None
-            finally:
-                close()
+            with _connection(workers) as cluster:
+                plan, module = self._plan(k, workers, threads, device, cluster)
+                bank_plan.check_room(plan, self.folder)
+                progress.on_layout(plan.describe())
+                tracker = Tracker(progress, k - len(missing), missing, plan.layout.processes, plan.seconds)
+                run, close = self._runner(plan, module, tracker, cluster)
+                try:
+                    until_there(run, missing, tracker)
+                except KeyboardInterrupt:
+                    text = f"interrupted: {k - len(self._missing(k))} of {k} reference models are trained and kept"
+                    raise KeyboardInterrupt(f"{text}; the same command goes on from there") from None
+                finally:
+                    close()
         self.size = k
 
     @property
@@ -261,20 +262,34 @@ class ModelBank:
         return f"ModelBank({self.size} models of {self.recipe.model!r} on {self.dataset.name!r}, {self.folder.name})"
 
     def _plan(
-        self, k: int, workers: int | Literal["auto"], threads: int | None, device: str
-    ) -> tuple[Plan, torch.device, nn.Module]:
+        self, k: int, workers: int | str, threads: int | None, device: str, cluster: Cluster | None = None
+    ) -> tuple[Plan, nn.Module]:
         missing, data = tuple(self._missing(k)), self.dataset
         members = -(-int(self.pool.sum()) // 2)
         work = bank_plan.records_computed(self.recipe, members, len(self.queries) * data.n)
         with exclusively(self.folder):  # processes that begin at once must settle on the same
             manifest = read_manifest(self.folder) or {}
             settled: dict[str, Any] = manifest.setdefault("models", {})
-            where, recipe, module = bank_plan.resolve(
-                self.recipe, data.n_classes, data.input_shape, device, settled.get("precision")
-            )
-            settled["precision"] = recipe.precision
-            choice = bank_plan.Choice(Layout(1, threads or 1), None, "one process")
-            if where.type == "cpu":
+            fixed, share = self._fixed(settled.get("threads"), threads), None
+            if cluster is not None:
+                where, recipe, choice, share = bank_cluster.choose(
+                    cluster,
+                    self.recipe,
+                    classes=data.n_classes,
+                    shape=data.input_shape,
+                    members=members,
+                    models=len(missing),
+                    threads=fixed or 1,
+                    device=device,
+                    precision=settled.get("precision"),
+                )
+                module = bank_plan.resolve(recipe, data.n_classes, data.input_shape, "cpu", recipe.precision)[2]
+            else:
+                found, recipe, module = bank_plan.resolve(
+                    self.recipe, data.n_classes, data.input_shape, device, settled.get("precision")
+                )
+                where, choice = str(found), bank_plan.Choice(Layout(1, threads or 1), None, "one process")
+            if where == "cpu" and cluster is None:
                 choice = bank_plan.choose(
                     self._arrays(),
                     Trial(recipe, data.n_classes, 1),
@@ -283,24 +298,27 @@ class ModelBank:
                     member_bytes=members * data.x[:1].nbytes,
                     folder=self.folder,
                     workers=workers,
-                    fixed=self._fixed(settled.get("threads"), threads),
+                    fixed=fixed,
                     noted=manifest.get("layouts", {}).get(machine()),
                 )
-                settled["threads"] = choice.layout.threads
                 manifest.setdefault("layouts", {}).setdefault(machine(), {}).update(choice.measured)
+            settled["precision"] = recipe.precision
+            if where == "cpu":
+                settled["threads"] = choice.layout.threads
             write_manifest(self.folder, manifest)
         kept = sum(p.numel() for p in module.parameters()) if self._identity["weights"] else 0
         shape = (len(self.queries), data.n, data.n_classes)
         plan = Plan(
             missing=missing,
             recipe=recipe,
-            device=str(where),
+            device=where,
             layout=choice.layout,
             seconds=bank_plan.seconds(choice, len(missing), work),
             file_bytes=bank_plan.room(len(missing), shape, self._identity["stored"], kept),
             reason=choice.reason,
+            share=share,
         )
-        return plan, where, module
+        return plan, module
 
     def _fixed(self, settled: int | None, asked: int | None) -> int | None:
         """Threads a model, if the bank or the user settled them."""
@@ -314,11 +332,11 @@ class ModelBank:
         return settled or asked
 
     def _runner(
-        self, plan: Plan, where: torch.device, module: nn.Module, tracker: Tracker
+        self, plan: Plan, module: nn.Module, tracker: Tracker, cluster: Cluster | None
     ) -> tuple[Callable[[list[int]], Iterator[tuple[int, Outcome]]], Callable[[], None]]:
         """What trains a list of models and tells each outcome, and how to end it."""
         task = TrainModel(
-            folder=self.folder,
+            folder=self.folder.resolve(),
             bank=self._digest,
             recipe=plan.recipe,
             n_classes=self.dataset.n_classes,
@@ -327,9 +345,15 @@ class ModelBank:
             stored=self._identity["stored"],
             keep_weights=self._identity["weights"],
             device=plan.device,
-            threads=plan.layout.threads if where.type == "cpu" else None,
+            threads=plan.layout.threads if plan.device == "cpu" else None,
         )
-        if where.type == "cuda":
+        if cluster is not None:
+            from memberscope.training.scheduler_ray import RayWorkers
+
+            assert plan.share is not None
+            there = RayWorkers(self._arrays(), cluster, plan.share, noun="reference model")
+            return lambda models: bank_cluster.train_on(there, task, self.pool, models, tracker), there.close
+        if plan.device.startswith("cuda"):
             from memberscope.training.stacked import obstacle
 
             reason = obstacle(plan.recipe, module)
@@ -372,21 +396,11 @@ class ModelBank:
         more = {"validation": self._validation, "tied": self.tied}
         return arrays | {name: array for name, array in more.items() if array is not None}
 
-    def _check_room(self, plan: Plan) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if plan.file_bytes > free:
-            raise MemberscopeError(
-                f"{len(plan.missing)} reference models take {_size(plan.file_bytes)} in {self.folder}, "
-                f"where {_size(free)} are free",
-                "free some space, ask for fewer, or keep their answers as float16; nothing was trained yet",
-            )
 
+def _connection(workers: int | str) -> contextlib.AbstractContextManager[Cluster | None]:
+    """The cluster that a setting of workers means; None: this machine without one."""
+    if not is_cluster(workers):
+        return contextlib.nullcontext()
+    from memberscope.training.ray_cluster import Cluster
 
-def _even(k: int) -> int:
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ConfigError(f"{k!r} reference models", "a whole number from 1")
-    return k + k % 2
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return Cluster(str(workers))

@@ -1,7 +1,8 @@
 """Where work runs: in this process, or in local worker processes.
 
 Work is a task, called once for each item in any order; what all items share (the records) is handed over once, as
-arrays, and not with each item. Another place to run (a cluster) is one class with the three methods of `Scheduler`.
+arrays, and not with each item. Another place to run is one class with the three methods of `Scheduler`; a cluster is in
+`memberscope.training.scheduler_ray`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,15 @@ from memberscope.errors import MemberscopeError, ModelError
 
 Arrays = Mapping[str, NDArray[Any]]
 Tell = Callable[[float], None]
+LOCAL_CLUSTER = "ray"
+"""The setting of workers that begins a Ray cluster of this machine alone, or joins the one that RAY_ADDRESS names."""
 _ATTEMPTS = 2
 _LINES_SHOWN = 3
+
+
+def is_cluster(workers: object) -> bool:
+    """Whether a setting of workers means a Ray cluster: ``ray``, ``ray://HOST:PORT``, or ``HOST:PORT``."""
+    return isinstance(workers, str) and (workers == LOCAL_CLUSTER or ":" in workers)
 
 
 class Task(Protocol):
@@ -145,7 +153,7 @@ class LocalWorkers:
                     worker.item = None
                     self._assign(task, waiting)
                     if kind in ("refused", "failed"):
-                        raise _error(kind, content)
+                        raise as_error(kind, content)
                     if kind == "result":
                         yield item, content[0]
         finally:
@@ -276,13 +284,13 @@ def _ending(code: int) -> str:
     return f"{name} (out of memory?)" if -code == signal.SIGKILL else name
 
 
-def _error(kind: str, content: Sequence[str]) -> Exception:
-    """The error that a task raised in a worker: of our own classes as it was, others with the worker's traceback."""
+def as_error(kind: str, content: Sequence[str], where: str = "in a worker process") -> Exception:
+    """The error that `memberscope.training.worker.attempt` told of: our own as it was, others with their traceback."""
     if kind == "refused":
         name, problem, hint = content
         found: MemberscopeError = getattr(errors, name)(problem, hint)
         return found
-    return RuntimeError(f"in a worker process:\n{content[0]}")
+    return RuntimeError(f"{where}:\n{content[0]}")
 
 
 def _ignore(fraction: float) -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
@@ -30,18 +30,39 @@ def main(connection_number: int, file_number: int) -> None:
     connection = Connection(connection_number)
     arrays = mapped(file_number, connection.recv())
     orders: SimpleQueue[bytes] = SimpleQueue()
+
+    def say(fraction: float) -> None:
+        connection.send(("fraction", fraction))
+
     threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
     while True:
         order = orders.get()
         try:
             task, item = ForkingPickler.loads(order)
-            answer: tuple[Any, ...] = ("result", task(arrays, item, _Fractions(connection)))
-        except MemberscopeError as error:
-            known = error if type(error).__name__ in vars(errors) else MemberscopeError(error.problem, error.hint)
-            answer = ("refused", type(known).__name__, error.problem, error.hint)
         except Exception:
-            answer = ("failed", traceback.format_exc())
-        connection.send(answer)
+            connection.send(("failed", traceback.format_exc()))
+        else:
+            connection.send(attempt(task, arrays, item, Seldom(say)))
+
+
+def attempt(
+    task: Callable[..., Any], arrays: Mapping[str, NDArray[Any]], item: int, tell: Callable[[float], None]
+) -> tuple[Any, ...]:
+    """Do an item, and say what came of it in what any connection can carry.
+
+    Returns
+    -------
+    tuple
+        ("result", what the task gave), or ("refused", class, problem, hint) of an error of our own, or ("failed",
+        traceback) of another.
+    """
+    try:
+        return ("result", task(arrays, item, tell))
+    except MemberscopeError as error:
+        known = error if type(error).__name__ in vars(errors) else MemberscopeError(error.problem, error.hint)
+        return ("refused", type(known).__name__, error.problem, error.hint)
+    except Exception:
+        return ("failed", traceback.format_exc())
 
 
 def mapped(file: int, table: Mapping[str, tuple[str, tuple[int, ...], int]]) -> dict[str, NDArray[Any]]:
@@ -61,18 +82,19 @@ def _listen(connection: Connection, orders: SimpleQueue[bytes]) -> None:
             os._exit(0)  # the parent is gone, or wants no more: claims on models end with this process
 
 
-class _Fractions:
-    """Tells the parent how far an item is, not too often."""
+class Seldom:
+    """Passes on how far an item is, not too often."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, say: Callable[[float], object]) -> None:
+        self._say = say
         self._last = time.monotonic()
 
     def __call__(self, fraction: float) -> None:
+        """Say it, if nothing was said for a moment."""
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_FRACTIONS:
             self._last = now
-            self._connection.send(("fraction", fraction))
+            self._say(fraction)
 
 
 if __name__ == "__main__":
