@@ -149,7 +149,7 @@ def test_models_that_are_there_or_held_elsewhere_are_not_handed_out(tmp_path, re
     )
     with claim(model_path(bank.folder, 3)):
         outcomes = dict(
-            bank_cluster.train_on(Nodes(bank._arrays(), None, None, noun=""), task, bank.pool, [0, 1, 3], None)
+            bank_cluster.train_on(Nodes(bank._arrays(), None, None, noun=""), task, bank._arrays(), [0, 1, 3], None)
         )
     assert outcomes == {0: "there", 1: "there", 3: "busy"}
     assert handed == []

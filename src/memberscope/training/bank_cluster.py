@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memberscope.errors import ConfigError, ModelError
 from memberscope.files import write_bytes
@@ -24,7 +24,7 @@ from memberscope.training import bank_plan
 from memberscope.training import layout as layouts
 from memberscope.training.bank_files import claim, model_path, remove_unfinished
 from memberscope.training.bank_plan import Choice
-from memberscope.training.bank_training import Outcome, TrainModel, membership_row, sound
+from memberscope.training.bank_training import Outcome, TrainModel, sound
 from memberscope.training.layout import Layout
 from memberscope.training.recipe import Precision, Recipe
 from memberscope.training.scheduler import Arrays, Listener, Tell
@@ -72,7 +72,7 @@ class OnNode:
 
 
 def train_on(
-    place: RayWorkers, task: TrainModel, pool: Any, models: Sequence[int], listener: Listener
+    place: RayWorkers, task: TrainModel, arrays: Arrays, models: Sequence[int], listener: Listener
 ) -> Iterator[tuple[int, Outcome]]:
     """Train models on a cluster and yield each with its outcome.
 
@@ -82,8 +82,8 @@ def train_on(
         The cluster's workers, with the bank's arrays.
     task
         What trains one. Its folder is absolute.
-    pool
-        bool [N]: records that models may be trained on.
+    arrays
+        The bank's: who is trained on follows from them.
     models
         To be trained.
     listener
@@ -99,7 +99,7 @@ def train_on(
             path, stack = model_path(task.folder, k), contextlib.ExitStack()
             if not stack.enter_context(claim(path)):
                 outcomes[k] = "busy"
-            elif sound(path, task.bank, k, membership_row(pool, k, task.seed)) is not None:
+            elif sound(path, task.bank, k, task.member(arrays, k)) is not None:
                 outcomes[k] = "there"
                 stack.close()
             else:
@@ -113,7 +113,7 @@ def train_on(
             path = model_path(task.folder, k)
             if sent is not None:
                 write_bytes(path, sent)
-            _check_arrived(path, task, pool, k)
+            _check_arrived(path, task, arrays, k)
             claims.pop(k).close()
             yield k, "trained"
     finally:
@@ -234,8 +234,8 @@ def look_at_gpu(
     return (resolved.precision, int(torch.cuda.mem_get_info(where)[0])) if where.type == "cuda" else None
 
 
-def _check_arrived(path: Path, task: TrainModel, pool: Any, k: int) -> None:
-    member, end = membership_row(pool, k, task.seed), time.monotonic() + _SHOWS_WITHIN_SECONDS
+def _check_arrived(path: Path, task: TrainModel, arrays: Arrays, k: int) -> None:
+    member, end = task.member(arrays, k), time.monotonic() + _SHOWS_WITHIN_SECONDS
     while sound(path, task.bank, k, member) is None:
         if time.monotonic() > end:
             raise ModelError(

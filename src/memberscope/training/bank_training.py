@@ -104,7 +104,7 @@ class TrainModel:
         Arrays: x, y, pool, perhaps validation and tied.
         """
         path = model_path(self.folder, k)
-        member = membership_row(arrays["pool"], k, self.seed, arrays.get("tied"))
+        member = self.member(arrays, k)
         with claim(path) as ours:
             if not ours:
                 return "busy"
@@ -113,9 +113,13 @@ class TrainModel:
             self.train(arrays, k, tell)
         return "trained"
 
+    def member(self, arrays: Arrays, k: int) -> NDArray[np.bool_]:
+        """bool [N]: who model k is trained on."""
+        return membership_row(arrays["pool"], k, self.seed, arrays.get("tied"))
+
     def train(self, arrays: Arrays, k: int, tell: Tell) -> None:
         """Train model k, which is claimed, and write its file."""
-        member = membership_row(arrays["pool"], k, self.seed)
+        member = self.member(arrays, k)
         started = time.perf_counter()
         checkpoint = model_path(self.folder, k).with_suffix(".checkpoint")
         trained = self._fit(arrays, k, member, checkpoint, tell)

@@ -224,36 +224,12 @@ class ModelBank:
         ModelError
             The bank keeps no weights.
         """
-        import torch
-
-        from memberscope.training.batches import Normalisation
-        from memberscope.training.trained_model import TrainedModel, place
+        from memberscope.training.bank_weights import restored
 
         if not self._identity["weights"]:
             raise ModelError(f"the model bank {self.folder} keeps no weights", "begin one with keep_weights=True")
-        file = self._file(k)
-        about = file.about
-        recipe, shape = self.recipe, self.dataset.input_shape
-        where, _, module = bank_plan.resolve(recipe, self.dataset.n_classes, shape, device, about["precision"])
-        names = [name for name in file.places if name.startswith("weights/")]
-        state = {name.removeprefix("weights/"): torch.from_numpy(np.array(file.map(name))) for name in names}
-        module.load_state_dict(state)
-        module.eval()
-        mean, std = (np.array(about[name], np.float32) for name in ("mean", "std"))
-        return TrainedModel(
-            module=module,
-            recipe=recipe,
-            normalisation=Normalisation(mean, std),
-            input_shape=shape,
-            n_classes=self.dataset.n_classes,
-            device=str(where),
-            channels_last=place(module, shape, where),
-            precision=about["precision"],
-            seed=about["seed"],
-            stopped_epoch=about["epochs"][0],
-            best_epoch=about["epochs"][1],
-            threads=threads,
-        )
+        data = self.dataset
+        return restored(self._file(k), self.recipe, data.n_classes, data.input_shape, device, threads)
 
     def __len__(self) -> int:
         return self.size
@@ -351,8 +327,9 @@ class ModelBank:
             from memberscope.training.scheduler_ray import RayWorkers
 
             assert plan.share is not None
-            there = RayWorkers(self._arrays(), cluster, plan.share, noun="reference model")
-            return lambda models: bank_cluster.train_on(there, task, self.pool, models, tracker), there.close
+            arrays = self._arrays()
+            there = RayWorkers(arrays, cluster, plan.share, noun="reference model")
+            return lambda models: bank_cluster.train_on(there, task, arrays, models, tracker), there.close
         if plan.device.startswith("cuda"):
             from memberscope.training.stacked import obstacle
 
