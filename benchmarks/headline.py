@@ -59,7 +59,8 @@ class Scenario:
 
 SCENARIOS = {
     "location30": Scenario("npz", 5_010, 10, Recipe(model="mlp", epochs=50, batch_size=64)),
-    "cifar10": Scenario("cifar10", 6_000, 5, Recipe(model="simplecnn", epochs=25)),
+    "cifar10": Scenario("cifar10", 4_000, 5, Recipe(model="simplecnn", epochs=20, batch_size=64)),
+    "digits": Scenario("digits", 1_797, 10, Recipe(model="mlp", epochs=40, batch_size=32)),
 }
 
 

@@ -35,7 +35,7 @@ class ReferenceWhiteBox(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class Imitation:
     """How a model is trained to imitate another's answers.
 
     Parameters
@@ -47,14 +47,14 @@ class Lesson:
     teacher
         float [N, C] or [Z, C]: the logits to imitate; those of other rows are not looked at.
     seed
-        Of this training: every lesson of an attack has its own.
-    imitation
-        Weight of the imitation in the loss, in [0, 1]; the rest is the cross-entropy with the true classes.
+        Of this training: every training of an attack has its own.
+    weight
+        Of the imitation in the loss, in [0, 1]; the rest is the cross-entropy with the true classes.
     begins
         Share of the epochs that pass before the imitation begins, with the true classes alone.
     distance
-        What is made small: ``logits`` (their mean squared difference) or ``probabilities`` (the cross-entropy with the
-        teacher's probabilities).
+        What is made small: ``logits`` (their mean squared difference, each less its mean over the classes, which says
+        nothing) or ``probabilities`` (the cross-entropy with the teacher's probabilities).
     snapshots
         After how many epochs, spread evenly up to the last, the model answers.
     """
@@ -63,16 +63,16 @@ class Lesson:
     rows: NDArray[np.bool_]
     teacher: NDArray[np.floating]
     seed: int
-    imitation: float = 1.0
+    weight: float = 1.0
     begins: float = 0.0
     distance: Literal["logits", "probabilities"] = "probabilities"
     snapshots: int = 1
 
 
 class Workshop(Protocol):
-    """Trains models by the target's recipe, on lessons of the adversary's own."""
+    """Trains models by the target's recipe to imitate answers."""
 
-    def train(self, lesson: Lesson) -> NDArray[np.floating]:
+    def train(self, imitation: Imitation) -> NDArray[np.floating]:
         """Train one model and return its answers on the N records, float [S, A, N, C], one for each snapshot."""
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Workshop:

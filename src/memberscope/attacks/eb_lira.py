@@ -1,8 +1,8 @@
 """EB-LiRA: LiRA whose two worlds learn from each other, by an empirical-Bayes prior of how membership moves a record.
 
-With few models the means of the two worlds are uncertain too. How far training on a record moves its confidence, and how
-much models differ about it, depends on how hard the record is, and smoothly so: the shift and the variances of records
-of like difficulty are a prior for each of them.
+With few models the means of the two worlds are uncertain too. How far training on a record moves its confidence, and
+how much models differ about it, depends on how hard the record is, and smoothly so: the shift and the variances of
+records of like difficulty are a prior for each of them.
 """
 
 from __future__ import annotations

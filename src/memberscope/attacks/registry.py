@@ -16,6 +16,7 @@ from memberscope.attacks.eb_lira import EbLira
 from memberscope.attacks.ensemble import Ensemble
 from memberscope.attacks.four_features import BoostedTreesFourFeatures, LogisticRegressionFourFeatures
 from memberscope.attacks.fusion import RankFusion
+from memberscope.attacks.imitation import DistillationTrajectory, Imia
 from memberscope.attacks.label_only import AugmentationRobustness, BoundaryDistance, NoiseRobustness
 from memberscope.attacks.lira import (
     LiraOfflineOneSided,
@@ -83,6 +84,8 @@ ATTACKS: dict[str, type[Attack]] = {
         RmiaOnlineT2,
         RankFusion,
         Ensemble,
+        Imia,
+        DistillationTrajectory,
         WeightGradientNorm,
         InputGradientNorm,
         WhiteBoxClassifier,
