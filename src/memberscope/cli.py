@@ -25,6 +25,7 @@ Without a command it asks three questions (dataset, epochs, train or load) and r
 
     memberscope audit --dataset digits --epochs 30
     memberscope audit --dataset cifar10 --epochs 50 --data-dir ~/data
+    memberscope federate --dataset cifar10 --clients 10 --rounds 30
     memberscope score answers.npz
     memberscope compare outputs/run-a outputs/run-b
     memberscope COMMAND --help
@@ -222,6 +223,13 @@ def list_(what: Literal["datasets", "models", "attacks", "defenses"], *names: st
         names = tuple(all_attacks())
     sys.stdout.write(listing(what, names) + "\n")
     return 0
+
+
+app.command(
+    "memberscope.federated.commands:app",
+    name="federate",
+    help="Train a federation on Flower, see what each party sees, attack it from each seat.",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

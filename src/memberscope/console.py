@@ -67,6 +67,36 @@ class Console(Events):
             self._progress.stop()
             self._progress = None
 
+    def federation(self, *, model: str, clients: int, records: int, rounds: int) -> None:
+        """Print what is trained."""
+        if not self._quiet:
+            self._rich.print(f"  {model}, {clients:,} clients on {records:,} records, {rounds} rounds", markup=False)
+
+    def federation_client(self, round: int, client: int, done: int, expected: int) -> None:
+        """Show how far the round is, on a terminal."""
+        del client
+        if not self._quiet and self._rich.is_terminal:
+            self._rich.print(f"  round {round}: {done}/{expected} clients", end="\r", markup=False)
+
+    def federation_round(self, record: Mapping[str, Any], rounds: int, seconds_left: float) -> None:
+        """A line for the first, every tenth and the last round (every round on a terminal), and for each failure."""
+        if self._quiet:
+            return
+        from memberscope.report.wording import duration
+
+        number = int(record["round"])
+        if self._rich.is_terminal or number in (1, rounds) or number % max(1, rounds // 10) == 0:
+            figures = [
+                f"{name} {record[key]:.3f}"
+                for name, key in (("clients' accuracy", "train_acc"), ("accuracy on records of nobody", "test_acc"))
+                if record[key] is not None
+            ]
+            left = f", {duration(max(1, round(seconds_left)))} left" if number < rounds else ""
+            self._rich.print(f"  round {number}/{rounds}  {', '.join(figures)}{left}", markup=False)
+        for entry in record["failed"]:
+            who = f"client {entry['client']}" if entry["client"] is not None else f"node {entry['node']}"
+            self._rich.print(f"    round {number}: {who} left out: {entry['reason']}", style="yellow", markup=False)
+
 
 class _Lines:
     """A line for the first, every tenth and the last epoch."""

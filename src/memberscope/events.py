@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -24,3 +25,12 @@ class Events:
 
     def trained(self) -> None:
         """The training that was announced last has ended."""
+
+    def federation(self, *, model: str, clients: int, records: int, rounds: int) -> None:
+        """A federation begins, or goes on."""
+
+    def federation_client(self, round: int, client: int, done: int, expected: int) -> None:
+        """In a round `done` of `expected` clients have answered, `client` the last of them."""
+
+    def federation_round(self, record: Mapping[str, Any], rounds: int, seconds_left: float) -> None:
+        """A round ended: its record in the history, and the seconds left if rounds go on taking as long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +147,12 @@ class Records:
     def padding(self) -> int:
         """Pixels that a crop may move an image: an eighth of its height, 4 at 32x32 as is usual."""
         return max(1, self.shape[1] // 8) if len(self.shape) == 3 else 0
+
+    def part(self, index: NDArray[np.int64]) -> Records:
+        """Some of the records, as records of their own, without a second normalisation or layout."""
+        part = copy.copy(self)
+        part._flat = self._flat.index_select(0, torch.from_numpy(index).to(self.device))
+        return part
 
     def batch(self, index: NDArray[np.int64] | slice, draws: Draws | None = None, *, flipped: bool = False) -> Tensor:
         """Give the normalised records of an index as float32 [B, C, H, W] (channels last in memory) or [B, d].

@@ -1,0 +1,162 @@
+"""Our Flower apps: the ClientApp and the ServerApp of a federation, the same on every engine (Message API)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+
+from memberscope.events import Events
+from memberscope.federated import strategies
+from memberscope.federated.config import FederationConfig
+from memberscope.federated.design import Design
+from memberscope.federated.draws import global_draws
+from memberscope.federated.local import LocalTraining
+from memberscope.federated.mods import mods
+from memberscope.federated.packing import pack, unpack
+from memberscope.federated.rounds import Rounds
+from memberscope.federated.weather import Weather
+from memberscope.records.pool import Dataset
+
+MODEL, SETTINGS, METRICS = "arrays", "config", "metrics"
+
+
+class Site:
+    """What a party has at hand: settings, records, who trains on what, and one model that lasts.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    dataset
+        The pool, or what gives it when it is needed.
+    design
+        Who trains on what, or what draws it from the pool.
+    resident
+        All parties are in this process.
+    """
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        dataset: Callable[[], Dataset],
+        design: Callable[[Dataset], Design],
+        *,
+        resident: bool,
+    ) -> None:
+        self.config, self.resident = config, resident
+        self.weather = Weather(config)
+        self._dataset, self._design = dataset, design
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The pool."""
+        return self._dataset()
+
+    @cached_property
+    def design(self) -> Design:
+        """Who trains on what."""
+        return self._design(self.dataset)
+
+    @cached_property
+    def local(self) -> LocalTraining:
+        """The model and its trainer."""
+        config = self.config
+        return LocalTraining(
+            config.recipe,
+            self.dataset,
+            self.design,
+            seed=config.seed,
+            device=config.device,
+            threads=config.threads,
+        )
+
+
+def client_app(site: Site) -> ClientApp:
+    """The ClientApp: trains the model it is sent on the records of client `partition-id`."""
+    app = ClientApp()
+    config = site.config
+
+    @app.train(mods=[_drawn_from_the_seed(config.seed), *mods(config)])
+    def train(message: Message, context: Context) -> Message:
+        client = int(context.node_config["partition-id"])
+        settings: Any = message.content[SETTINGS]
+        round_ = int(settings["server-round"])
+        epochs = site.weather.epochs(round_, client)
+        state, outcome = site.local.train(
+            unpack(message.content[MODEL]),  # type: ignore[arg-type]
+            client,
+            first_epoch=1 + (round_ - 1) * config.local_epochs,
+            epochs=epochs,
+            proximal_mu=float(settings.get("proximal-mu", 0.0)),
+        )
+        # Central differential privacy is about the mean of clipped updates: each client counts once.
+        weight = 1 if config.central_noise else outcome.examples
+        metrics = MetricRecord({"num-examples": weight, "partition-id": client, **asdict(outcome)})
+        content = RecordDict({MODEL: pack(state, resident=site.resident), METRICS: metrics})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def server_app(
+    site: Site,
+    folder: Path,
+    *,
+    events: Events,
+    tape: Callable[[Strategy], Strategy] = lambda strategy: strategy,
+    resume: bool = False,
+) -> ServerApp:
+    """The ServerApp: rounds of Flower's strategy, each left on disk in `folder`.
+
+    Parameters
+    ----------
+    site
+        The server's.
+    folder
+        The run folder.
+    events
+        Hears of rounds and clients.
+    tape
+        Given the strategy, returns it with a tap on it.
+    resume
+        Go on from what an earlier run left in `folder`.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        strategy = tape(strategies.make(site.config, site.design.n_clients))
+        initial = pack(site.local.state(), resident=site.resident)
+        rounds = Rounds(
+            site.config,
+            strategy,
+            folder,
+            n_clients=site.design.n_clients,
+            watch=lambda arrays: site.local.watch(unpack(arrays)),
+            events=events,
+        )
+        rounds.run(grid, initial, resume=resume)
+
+    return app
+
+
+def _drawn_from_the_seed(seed: int) -> Callable[[Message, Context, Callable[[Message, Context], Message]], Message]:
+    """A mod: what mods draw from global generators follows from the seed, the client and the round."""
+
+    def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+        client = int(context.node_config["partition-id"])
+        settings: Any = message.content[SETTINGS]
+        round_ = settings["server-round"]
+        with global_draws(seed, f"mods of client {client} in round {round_}"):
+            return call_next(message, context)
+
+    return mod

@@ -1,0 +1,49 @@
+"""The command line of federations: ``memberscope federate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from memberscope.federated.config import FederationConfig
+
+app = App(
+    name="federate",
+    help="Train a federation on Flower, see what each party sees, attack it from each seat.",
+    help_format="plaintext",
+    help_epilogue="",
+    default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
+)
+
+
+@app.default
+def federate(
+    *,
+    config: Annotated[FederationConfig | None, Parameter(name="*")] = None,
+    resume: Path | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+) -> int:
+    """Train a federation on Flower, in this process, and write a run folder.
+
+    For example:
+        memberscope federate --dataset digits --clients 5 --rounds 10
+        memberscope federate --dataset cifar10 --partition dirichlet:0.5 --rounds 30 --local-epochs 2
+        memberscope federate --dataset cifar10 --strategy fedprox --strategy-options proximal_mu=0.1
+        memberscope federate --dataset cifar10 --clients 1000 --fraction 0.1 --record nothing
+        memberscope federate --resume outputs/RUN
+
+    Parameters
+    ----------
+    resume
+        Go on with the federation in this run folder after its last finished round; its settings are in the folder.
+    json
+        Print the summary as one JSON document on standard output.
+    quiet
+        No progress.
+    """
+    from memberscope.federated.console import run_federation
+
+    return run_federation(config, resume=resume, as_json=json, quiet=quiet)

@@ -1,0 +1,262 @@
+"""The settings of a federation: typed, from TOML or flags, and back to TOML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from memberscope.config import default_output_dir
+from memberscope.errors import ConfigError
+from memberscope.training.recipe import Recipe
+
+Recorded = Literal["updates", "sums", "nothing"]
+Late = Literal["dropped", "partial"]
+ClipAt = Literal["server", "client"]
+
+# name: (type, smallest, first value above the range, what is expected)
+_NUMBERS: dict[str, tuple[type, float, float, str]] = {
+    "clients": (int, 1, math.inf, "at least 1"),
+    "rounds": (int, 1, math.inf, "at least 1"),
+    "local_epochs": (int, 1, math.inf, "at least 1"),
+    "fraction": (float, 1e-9, 1 + 1e-12, "in (0, 1]"),
+    "held_fraction": (float, 0, 0.9 + 1e-12, "in [0, 0.9]"),
+    "drop_out": (float, 0, 1, "in [0, 1)"),
+    "stragglers": (float, 0, 1, "in [0, 1)"),
+    "timeout": (float, 1e-3, math.inf, "more than 0 seconds"),
+    "record_every": (int, 1, math.inf, "at least 1"),
+    "record_megabytes": (int, 0, math.inf, "at least 0"),
+    "central_noise": (float, 0, math.inf, "at least 0"),
+    "central_clip": (float, 0, math.inf, "at least 0"),
+    "local_epsilon": (float, 0, math.inf, "at least 0"),
+    "local_delta": (float, 1e-300, 1, "in (0, 1)"),
+    "local_clip": (float, 1e-300, math.inf, "more than 0"),
+    "keep_largest": (float, 0, 1 + 1e-12, "in (0, 1], 0 is off"),
+    "quantise_bits": (int, 0, 17, "from 1 to 16, 0 is off"),
+    "seed": (int, 0, math.inf, "at least 0"),
+    "threads": (int, 1, math.inf, "at least 1"),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "record": get_args(Recorded),
+    "late": get_args(Late),
+    "clip_at": get_args(ClipAt),
+}
+_PATHS = ("data_dir", "out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationConfig:
+    """Everything that determines a federation.
+
+    Parameters
+    ----------
+    dataset
+        Name (`memberscope list datasets`), npz:PATH or imagefolder:PATH.
+    data_dir
+        Folder of the dataset's files, ours or torchvision's; default: $MEMBERSCOPE_DATA_DIR, else ./data.
+    unverified_data
+        Take files whose checksum is not the official one: you vouch for them.
+    clients
+        How many there are.
+    partition
+        How the training part is shared out: iid, dirichlet:ALPHA, pathological:CLASSES, shards:SHARDS, sizes:BETA, or
+        natural:FILE.npy (an id for each record of the pool).
+    held_fraction
+        Share of each client's records, drawn by coin, that it does not train on: its own non-members.
+    rounds
+        Rounds of training.
+    local_epochs
+        Passes over its records that a client makes in a round.
+    fraction
+        Share of the clients that take part in a round.
+    strategy
+        How updates are aggregated: a strategy of Flower by its name in small letters.
+    strategy_options
+        Settings of the strategy as name=value: proximal_mu=0.1 (fedprox), eta=0.01 (fedadam), beta=0.1.
+    recipe
+        How clients train. Its epochs are set by rounds and local_epochs.
+    drop_out
+        Probability that a client, chosen for a round, does not answer (simulated).
+    stragglers
+        Probability that it is too slow to finish its local epochs in time (simulated).
+    late
+        What stragglers do: their replies are dropped, or they answer in time after part of their epochs.
+    timeout
+        Seconds that the server waits for the replies of a round.
+    secure_aggregation
+        The server sees sums of updates and no single one.
+    record
+        What the server's tape keeps: each client's updates, their sums, or nothing.
+    record_every
+        Keep one round in this many.
+    record_megabytes
+        Stop the tape (not the federation) beyond this size; 0: no limit.
+    central_noise
+        Differential privacy at the server: noise multiplier; 0: off.
+    central_clip
+        Norm that updates are clipped to for it.
+    clip_at
+        Who clips: the server, or each client.
+    local_epsilon
+        Local differential privacy: nominal epsilon of each update in each round (no composition); 0: off.
+    local_delta
+        Its delta.
+    local_clip
+        Norm that the update is clipped to for it; the noise is scaled to twice this.
+    keep_largest
+        Share of an update's entries that is sent, the largest; 0: all.
+    quantise_bits
+        Bits of each entry of an update, rounded at random; 0: all 32.
+    seed
+        One seed for partition, membership, choice of clients, training and noise.
+    device
+        auto, cpu, cuda, cuda:1, mps.
+    threads
+        CPU threads; default: all cores.
+    out
+        Folder for run folders; default: $MEMBERSCOPE_OUTPUT_DIR, else ./outputs.
+    """
+
+    dataset: str
+    data_dir: Path | None = None
+    unverified_data: bool | None = None
+    clients: int = 10
+    partition: str = "iid"
+    held_fraction: float = 0.5
+    rounds: int = 20
+    local_epochs: int = 1
+    fraction: float = 1.0
+    strategy: str = "fedavg"
+    strategy_options: tuple[str, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+    drop_out: float = 0.0
+    stragglers: float = 0.0
+    late: Late = "dropped"
+    timeout: float = 3600.0
+    secure_aggregation: bool = False
+    record: Recorded = "updates"
+    record_every: int = 1
+    record_megabytes: int = 0
+    central_noise: float = 0.0
+    central_clip: float = 0.0
+    clip_at: ClipAt = "server"
+    local_epsilon: float = 0.0
+    local_delta: float = 1e-5
+    local_clip: float = 1.0
+    keep_largest: float = 0.0
+    quantise_bits: int = 0
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, _coerced(f.name, getattr(self, f.name)))
+        if not isinstance(self.dataset, str) or not self.dataset:
+            raise ConfigError(f"dataset = {self.dataset!r} is no name", "`memberscope list datasets` shows them all")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} = {getattr(self, name)!r} is unknown", f"one of {', '.join(choices)}")
+        for name in _NUMBERS:
+            _check_number(name, getattr(self, name))
+        for name in ("unverified_data", "secure_aggregation"):
+            if not isinstance(getattr(self, name), bool | None):
+                raise ConfigError(f"{name} = {getattr(self, name)!r} is neither true nor false")
+        if self.recipe.early_stopping:
+            raise ConfigError("early_stopping has no place in a federation", "ask for fewer rounds")
+        if self.recipe.epochs not in (Recipe().epochs, self.rounds * self.local_epochs):
+            raise ConfigError(
+                f"epochs = {self.recipe.epochs} is of a central training",
+                "a federation has --rounds and --local-epochs",
+            )
+        if (self.central_noise > 0) != (self.central_clip > 0):
+            raise ConfigError(
+                "--central-noise and --central-clip go together",
+                "noise is scaled to the norm that updates are clipped to",
+            )
+        object.__setattr__(self, "recipe", replace(self.recipe, epochs=self.rounds * self.local_epochs))
+
+    @property
+    def output_dir(self) -> Path:
+        """Where run folders go."""
+        return self.out or default_output_dir()
+
+    @property
+    def recorded(self) -> Recorded:
+        """What the server can keep: behind secure aggregation it has sums at most."""
+        return "sums" if self.secure_aggregation and self.record == "updates" else self.record
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat, JSON-able: the recipe's settings stand beside the others, as the flags do. None is left out."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
+        of_recipe = {k: v for k, v in self.recipe.to_dict().items() if k != "epochs"}
+        return {k: _plain(v) for k, v in {**own, **of_recipe}.items() if v is not None and v not in ((), [])}
+
+
+def from_settings(settings: Mapping[str, Any]) -> FederationConfig:
+    """A config from flat settings, those of the recipe among them.
+
+    Raises
+    ------
+    ConfigError
+        An unknown setting (the nearest known one is named), or a value that cannot be used.
+    """
+    import difflib
+
+    own = {f.name for f in fields(FederationConfig)} - {"recipe"}
+    of_recipe = {f.name for f in fields(Recipe)}
+    for key in settings:
+        if key not in own | of_recipe:
+            near = difflib.get_close_matches(key, own | of_recipe, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see FederationConfig"
+            raise ConfigError(f"unknown setting {key!r}", hint)
+    if "dataset" not in settings:
+        raise ConfigError("no dataset was named", "for example dataset='digits'")
+    recipe = Recipe.from_dict({k: v for k, v in settings.items() if k in of_recipe})
+    return FederationConfig(recipe=recipe, **{k: v for k, v in settings.items() if k in own})
+
+
+def read(path: Path) -> FederationConfig:
+    """The config of a TOML file.
+
+    Raises
+    ------
+    ConfigError
+        There is no such file, or it is no TOML, or its settings cannot be used.
+    """
+    import tomllib
+
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {path}", "is it the folder of a federation?") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    return from_settings(settings)
+
+
+def _coerced(name: str, value: Any) -> Any:
+    if name in _PATHS and value is not None:
+        return Path(value)
+    if name == "strategy_options" and isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_number(name: str, value: Any) -> None:
+    kind, least, limit, expected = _NUMBERS[name]
+    if value is None and name == "threads":
+        return
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        raise ConfigError(f"{name} = {value!r} is no {'whole ' if kind is int else ''}number", f"expected {expected}")
+    if not least <= value < limit:
+        raise ConfigError(f"{name} = {value!r} is out of range", f"expected {expected}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

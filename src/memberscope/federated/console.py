@@ -1,0 +1,81 @@
+"""What the command line shows of a federation: progress by client and round, and its outcome."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from memberscope.console import Console
+from memberscope.errors import ConfigError
+from memberscope.federated import config as settings
+from memberscope.federated.config import FederationConfig
+from memberscope.federated.federation import CONFIG, Federation, federate
+
+_SHOWN_REASONS = 5
+
+
+def run_federation(
+    config: FederationConfig | None, *, resume: Path | None = None, as_json: bool = False, quiet: bool = False
+) -> int:
+    """Train (or go on training) a federation and print its outcome; returns the exit code."""
+    console = Console(quiet=quiet or as_json)
+    if resume is not None:
+        if config is not None:
+            raise ConfigError("--resume was given with other settings", "its settings are those in its run folder")
+        config = settings.read(resume / CONFIG)
+    if config is None:
+        raise ConfigError("no dataset was named", "for example: memberscope federate --dataset digits")
+    run = federate(config, events=console, folder=resume, resume=resume is not None)
+    show(run, as_json=as_json)
+    return 0
+
+
+def show(run: Federation, *, as_json: bool = False) -> None:
+    """Print the outcome on standard output: text for people, or one JSON document for programs."""
+    summary = run.summary
+    if as_json:
+        sys.stdout.write(json.dumps({**summary, "folder": str(run.folder)}, allow_nan=False) + "\n")
+        return
+    sizes = run.design.partition.sizes
+    records = summary["records"]
+    lines = [
+        f"{summary['clients']:,} clients ({run.config.partition}) of {int(sizes.min()):,} to {int(sizes.max()):,} "
+        f"records, {summary['rounds']} rounds: {records['trained_on']:,} records trained on, {records['held']:,} held "
+        f"by clients and not trained on, {records['of_nobody']:,} of nobody",
+        "Accuracy of the global model: " + _accuracies(summary["accuracy"]),
+        *_failures(run.history, summary["failures"]),
+        *_guarantee(summary["privacy"]),
+        f"Run folder: {run.folder.resolve()}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _accuracies(accuracy: dict[str, float | None]) -> str:
+    names = {"trained_on": "trained on", "held": "held", "of_nobody": "of nobody"}
+    return ", ".join(f"{names[k]} {v:.4f}" for k, v in accuracy.items() if v is not None)
+
+
+def _failures(history: list[dict[str, Any]], failures: dict[str, int]) -> list[str]:
+    if not failures["replies"]:
+        return []
+    counts: dict[str, int] = {}
+    for record in history:
+        for entry in record["failed"]:
+            counts[entry["reason"]] = counts.get(entry["reason"], 0) + 1
+    lines = [f"{failures['replies']:,} of {failures['of']:,} replies were missing or refused:"]
+    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    lines += [f"  {number} x {reason}" for reason, number in common[:_SHOWN_REASONS]]
+    if len(common) > _SHOWN_REASONS:
+        lines.append(f"  and {len(common) - _SHOWN_REASONS} more reasons, in rounds/history.jsonl")
+    return lines
+
+
+def _guarantee(privacy: dict[str, Any] | None) -> list[str]:
+    if privacy is None:
+        return []
+    return [
+        f"Central differential privacy: epsilon {privacy['epsilon']:.3g} at delta {privacy['delta']:g} for "
+        f"{privacy['unit']}, against {privacy['holds_against']}"
+    ]

@@ -1,0 +1,144 @@
+"""The rounds of a federation: what Flower's `Strategy.start` does, and each round left on disk to go on from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from memberscope.errors import MemberscopeError, ModelError
+from memberscope.events import Events
+from memberscope.federated import standing
+from memberscope.federated.config import FederationConfig
+from memberscope.federated.draws import global_draws
+from memberscope.federated.replies import Sifted, client_of, sift
+
+_SILENT_ROUNDS = 3
+"""So many rounds in a row without one good reply end a federation: something is wrong with all clients."""
+_REPORTED = ("examples", "epochs", "global_loss", "global_acc", "train_loss", "train_acc")
+
+
+class Rounds:
+    """The server's loop.
+
+    Parameters
+    ----------
+    config
+        Its rounds, timeout and seed.
+    strategy
+        Flower's, tapped or not.
+    folder
+        The run folder.
+    n_clients
+        Number of clients.
+    watch
+        Loss and accuracy of a global model on records of nobody.
+    events
+        Hears of rounds and of clients that failed.
+    """
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        strategy: Strategy,
+        folder: Path,
+        *,
+        n_clients: int,
+        watch: Callable[[ArrayRecord], tuple[float, float]],
+        events: Events,
+    ) -> None:
+        self._config, self._strategy, self._folder = config, strategy, folder
+        self._n_clients, self._watch, self._events = n_clients, watch, events
+        self._nodes: dict[int, int] = {}
+        self._silent = 0
+
+    def run(self, grid: Grid, initial: ArrayRecord, *, resume: bool = False) -> ArrayRecord:
+        """Run the rounds that are left; gives the global model.
+
+        Raises
+        ------
+        ModelError
+            The global model is no longer finite.
+        MemberscopeError
+            Nobody answered several rounds in a row; the disk is full.
+        """
+        kept = standing.read(self._folder, self._strategy) if resume else None
+        arrays, first = (initial, 1) if kept is None else (kept.arrays, kept.round + 1)
+        seconds: list[float] = []
+        for round_ in range(first, self._config.rounds + 1):
+            began = time.perf_counter()
+            with global_draws(self._config.seed, f"round {round_}"):
+                arrays, sifted = self._round(round_, arrays, grid)
+            record = self._record(round_, arrays, sifted)
+            record["seconds"] = round(time.perf_counter() - began, 3)
+            standing.write(self._folder, round_, arrays, self._strategy, record)
+            seconds.append(time.perf_counter() - began)
+            left = (self._config.rounds - round_) * float(np.mean(seconds[-5:]))
+            self._events.federation_round(record, self._config.rounds, left)
+            self._check_silence(sifted, record)
+        return arrays
+
+    def _round(self, round_: int, arrays: ArrayRecord, grid: Grid) -> tuple[ArrayRecord, Sifted]:
+        strategy, timeout = self._strategy, self._config.timeout
+        messages = list(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
+        replies = grid.send_and_receive(messages, timeout=timeout)
+        sifted = sift(messages, replies, arrays, timeout)
+        aggregated, _ = strategy.aggregate_train(round_, self._shown(sifted))
+        if aggregated is None:
+            return arrays, sifted
+        for name, array in aggregated.items():
+            values = array.numpy()
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise ModelError(
+                    f"the federation diverged: {name} of the global model is not finite after round {round_}",
+                    "lower the learning rate of clients (--learning-rate) or that of the strategy",
+                )
+        return aggregated, sifted
+
+    def _shown(self, sifted: Sifted) -> list[Message]:
+        """Replies for the strategy: Flower's wrappers for central privacy skip a round in which they see an error."""
+        return sifted.good if self._config.central_noise else [*sifted.good, *sifted.bad]
+
+    def _record(self, round_: int, arrays: ArrayRecord, sifted: Sifted) -> dict[str, Any]:
+        clients = [_reported(message) for message in sifted.good]
+        self._nodes |= sifted.clients
+        failed = [
+            {"client": self._nodes.get(node, client_of(sifted, node)), "node": node, "reason": reason}
+            for node, reason in sifted.reasons.items()
+        ]
+        loss, accuracy = self._watch(arrays)
+        return {
+            "round": round_,
+            "test_loss": None if math.isnan(loss) else loss,
+            "test_acc": None if math.isnan(accuracy) else accuracy,
+            "train_loss": _weighted(clients, "train_loss"),
+            "train_acc": _weighted(clients, "train_acc"),
+            "clients": sorted(clients, key=lambda c: c["client"]),
+            "failed": sorted(failed, key=lambda c: c["node"]),
+        }
+
+    def _check_silence(self, sifted: Sifted, record: dict[str, Any]) -> None:
+        self._silent = 0 if sifted.good else self._silent + 1
+        if self._silent >= _SILENT_ROUNDS:
+            reasons = sorted({entry["reason"] for entry in record["failed"]})
+            raise MemberscopeError(
+                f"no client gave a usable answer in {self._silent} rounds: {'; '.join(reasons[:2])}",
+                f"mend that, then go on with --resume {self._folder}",
+            )
+
+
+def _reported(message: Message) -> dict[str, Any]:
+    metrics: Any = next(iter(message.content.metric_records.values()))
+    return {"client": int(metrics["partition-id"]), **{name: metrics[name] for name in _REPORTED}}
+
+
+def _weighted(clients: list[dict[str, Any]], name: str) -> float | None:
+    total = sum(c["examples"] for c in clients)
+    return sum(c["examples"] * c[name] for c in clients) / total if total else None
