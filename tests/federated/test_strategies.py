@@ -21,8 +21,8 @@ OPTIONS = {"qfedavg": ("client_learning_rate=0.02",), "fedadam": ("eta=0.01",), 
 
 @pytest.mark.parametrize("name", sorted(strategies.available()))
 def test_every_strategy_trains(run: Callable[..., Federation], name: str) -> None:
-    trained = run(strategy=name, strategy_options=OPTIONS.get(name, ()), rounds=6, learning_rate=0.05)
-    assert trained.summary["accuracy"]["of_nobody"] > 0.25  # chance is 0.1
+    trained = run(strategy=name, strategy_options=OPTIONS.get(name, ()), rounds=3, learning_rate=0.05)
+    assert trained.summary["accuracy"]["of_nobody"] > 0.2  # chance is 0.1
 
 
 def test_the_usual_names_are_there() -> None:
