@@ -88,7 +88,7 @@ class Recorder:
         self.bytes = 0
         self.seconds = 0.0
         self.stopped: str | None = None
-        self._round: int | None = None
+        self.round: int | None = None
         self._payloads: list[tuple[str, Arrays]] = []
         self._sent: dict[int, tuple[str, Arrays]] = {}
         self._mean = RunningMean()
@@ -148,9 +148,9 @@ class Recorder:
                 self._heard("passed_over", number, reply)
 
     @_harmless
-    def aggregate(self, number: int, find: Callable[[], Arrays | None]) -> None:
-        """The model that came out of a round, if any did. All its replies were given before."""
-        if not self.taping.wants_round(number):
+    def aggregate(self, number: int, find: Callable[[], Arrays | None], *, final: bool = False) -> None:
+        """The model that came out of a round, if any did, after all its replies; `final`: kept whatever the round."""
+        if not (final or self.taping.wants_round(number)):
             return
         self._enter(number)
         self._write_sum(number)
@@ -160,8 +160,8 @@ class Recorder:
     @_harmless
     def end(self) -> None:
         """The federation ended as it should."""
-        if self._round is not None:
-            self._write_sum(self._round)
+        if self.round is not None:
+            self._write_sum(self.round)
         self._event("end", bytes=self.bytes, seconds=round(self.seconds, 3))
         _LOG.info("taped to %s: %s, %.1f s", self.folder, in_words(self.bytes), self.seconds)
 
@@ -205,11 +205,11 @@ class Recorder:
 
     def _enter(self, number: int) -> None:
         """A new round begins; what came out of the last one is kept in mind, as it is what is sent now."""
-        if number == self._round:
+        if number == self.round:
             return
-        if self._round is not None:
-            self._write_sum(self._round)
-        self._round = number
+        if self.round is not None:
+            self._write_sum(self.round)
+        self.round = number
         self._payloads = self._payloads[-1:]
         self._sent = {}
 
@@ -286,9 +286,9 @@ class Recorder:
 
     def _stop(self, reason: str) -> None:
         self.stopped = reason
-        _LOG.warning("taping stopped in round %s: %s. The federation goes on without it.", self._round, reason)
+        _LOG.warning("taping stopped in round %s: %s. The federation goes on without it.", self.round, reason)
         with contextlib.suppress(OSError):
-            self._event("stopped", round=self._round, reason=reason)
+            self._event("stopped", round=self.round, reason=reason)
 
 
 def _said(reply: ClientReply) -> dict[str, Any]:

@@ -107,6 +107,9 @@ class _StrategyTap:
         self.total_rounds = number if isinstance(number, int) else None
         assert self.start is not None
         result = self.start(*args, **kwargs)
+        arrays = getattr(result, "arrays", None)
+        if self.total_rounds is not None and isinstance(arrays, ArrayRecord):
+            self.recorder.aggregate(self.total_rounds, lambda: wire.Decoder().record(arrays), final=True)
         self.recorder.end()
         return result
 

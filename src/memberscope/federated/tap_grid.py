@@ -74,6 +74,8 @@ class GridTap:
         self._unnamed = 0
         self._answered = True
         self._begun = False
+        self.last = 0
+        """The highest round that anything was sent in."""
 
     def attach(self) -> None:
         """Take the grid's place."""
@@ -120,6 +122,7 @@ class GridTap:
         if not trainings:
             return None
         number = self._number(trainings[0])
+        self.last = max(self.last, number)
         if not self._begun:
             self._begun = True
             told = list(getattr(self.grid, "memberscope_tampered", ()))

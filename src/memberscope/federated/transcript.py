@@ -212,9 +212,9 @@ class Transcript:
 
     def final(self) -> Arrays:
         """The last global model on record: what came out of the last round, else what was sent in it."""
-        if not self.rounds:
+        last = max((r for r, kept in self._ledger.rounds.items() if kept.sent or kept.aggregate), default=None)
+        if last is None:
             raise RunFolderError(f"{self.folder} has no round on record", "record the federation again")
-        last = self.rounds[-1]
         return self.aggregate(last) or self.sent(last)
 
     @property

@@ -1,0 +1,1 @@
+"""digits-legacy: a Flower / PyTorch app with NumPyClient."""
