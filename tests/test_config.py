@@ -87,6 +87,9 @@ def test_every_setting_has_its_own_name_and_is_written() -> None:
         policy=Path("p"),
         out=Path("o"),
         models_dir=Path("s"),
+        shadows=2,
+        preset="quick",
+        bank=Path("b"),
         recipe=Recipe(learning_rate=0.1, augmentation=("flip",)),
     )
     assert set(full.to_dict()) == (own | of_recipe) - {"recipe"}

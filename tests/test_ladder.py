@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from memberscope.attacks.base import Attack, Card, InformedAttack
+from memberscope.attacks.registry import HEADLINE
 from memberscope.attacks.runner import AttackResult, run_attacks
 from memberscope.attacks.threshold import CorrectnessGap, Entropy, Loss
 from memberscope.evidence import ADVERSARIES, Knowledge, from_logits
-from memberscope.ladder import FEDERATED_ROWS, ladder, lowest_supported_fpr, strongest
+from memberscope.ladder import FEDERATED_ROWS, headline, ladder, lowest_supported_fpr, strongest
 from memberscope.statistics.evaluation import FPRS
 
 N, C = 2200, 3
@@ -143,3 +144,32 @@ def test_the_strongest_attack() -> None:
     assert found is not None
     assert found.name == "loss"
     assert strongest([r for r in results if r.name == "thief-attack"], 0.01) is None
+
+
+class Headline(CorrectnessGap):
+    """Stands for the attack fixed in advance; better ones of the same adversary are about."""
+
+    name, needs = HEADLINE, frozenset({Knowledge.PROBABILITIES})
+
+
+def test_the_attack_fixed_in_advance_stands_alone_and_uncorrected() -> None:
+    results = results_of(Headline, Loss, Entropy, Learner)
+    rows = rows_of(results)
+    stranger, informed = rows["stranger"], rows["informed stranger"]
+    assert (stranger["attack"], stranger["corrected_for"], stranger["confidence"]) == (HEADLINE, 1, 0.95)
+    assert stranger["fixed"]
+    assert stranger["auc"]["value"] < next(r for r in results if r.name == "loss").evaluation.auc.value
+    assert (informed["attack"], informed["corrected_for"]) == ("learner", 2)  # its own, and the one fixed in advance
+    assert not informed["fixed"]
+    assert headline(results, 0.01).name == HEADLINE
+    assert headline(results[1:], 0.01).name == "loss"
+
+
+def test_an_attack_fixed_in_advance_that_failed_is_not_answered_by() -> None:
+    class Broken(Headline):
+        def score(self, evidence: Any) -> np.ndarray:
+            raise ValueError("broken")
+
+    results = results_of(Broken, Loss, Entropy)
+    assert headline(results, 0.01).name == "loss"
+    assert (rows_of(results)["stranger"]["attack"], rows_of(results)["stranger"]["corrected_for"]) == ("loss", 2)

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memberscope import data_loader, document, environment, membership, seeds
+from memberscope import data_loader, document, environment, membership, reference_models, seeds
 from memberscope.attacks.runner import run_attacks, select
 from memberscope.checks import Context, Finding, check_codes, run_checks
 from memberscope.config import AuditConfig, from_settings
 from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.evidence import Evidence, from_logits
-from memberscope.pipeline import Clock, finish, run_facts
+from memberscope.ladder import headline, lowest_supported_fpr
+from memberscope.most_exposed import most_exposed
+from memberscope.pipeline import Clock, finish, run_facts, scarcer_side
 from memberscope.policy import read_policy
 from memberscope.result import Audit
 from memberscope.statistics.blind import blind_baseline, content_features, duplicates, label_p_value
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from memberscope.attacks.runner import AttackResult
     from memberscope.data_loader import Dataset
     from memberscope.membership import Split
+    from memberscope.training.model_bank import ModelBank
 
 
 def audit(config: AuditConfig | None = None, /, *, events: Events | None = None, **settings: Any) -> Audit:
@@ -56,15 +59,25 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
     events.stage("Reading the records")
     dataset = data_loader.load(config.dataset, config.data_dir, unverified=config.unverified_data)
     split = draw_membership(config, dataset)
+    bank = reference_models.open_bank(config, dataset, split)
     clock.lap("data")
+    if bank is not None or config.preset is not None:
+        events.stage("What this will take")
+        reference_models.announce(config, dataset, split, bank, events)
+        clock.lap("planning")
 
     events.stage("Obtaining the target")
     target = obtain(config, dataset, split, events)
     clock.lap("training")
+    trained = 0
+    if bank is not None:
+        events.stage("Training the reference models")
+        trained = reference_models.grow(config, bank, events)
+        clock.lap("reference models")
 
     events.stage("Asking the target")
     index = np.flatnonzero(split.audited)
-    evidence = observe(target, dataset, split, index)
+    evidence = observe(target, dataset, split, index, bank)
     member = split.member[index]
 
     events.stage("Attacking")
@@ -81,7 +94,7 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
     clock.lap("attacks")
 
     events.stage("Doubting the audit")
-    findings = doubt(config, dataset, split, index, results)
+    findings = doubt(config, dataset, split, index, results, evidence, bank)
     clock.lap("checks")
 
     description = facts(target, dataset, split, evidence, member)
@@ -90,6 +103,9 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         dataset=_dataset_facts(dataset),
         records=_record_facts(config, dataset, split),
         target=description,
+        references=None
+        if bank is None
+        else reference_models.facts(config, bank, split, trained=trained, seconds=clock.seconds["reference models"]),
         results=results,
         member=member,
         findings=findings,
@@ -97,7 +113,7 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         environment=environment.describe(description["device"]),
         run=run_facts(clock, f"memberscope audit --dataset {config.dataset}", config.seed),
         policy=None,
-        top_records=_top_records(config, dataset, results, index, member),
+        top_records=_pictures(config, dataset, results, index, member),
         reproduce=["memberscope audit --config config.toml"],
         confidence=config.confidence,
         seed=config.seed,
@@ -123,17 +139,20 @@ def draw_membership(config: AuditConfig, dataset: Dataset) -> Split:
     return membership.given(mask, dataset.n, source=str(config.membership))
 
 
-def observe(target: Target, dataset: Dataset, split: Split, index: NDArray[np.int64]) -> Evidence:
+def observe(
+    target: Target, dataset: Dataset, split: Split, index: NDArray[np.int64], bank: ModelBank | None = None
+) -> Evidence:
     """Ask the target about the audited records, under the queries of its own training augmentation.
 
     Querying a model trained without augmentation by mirrored records weakens attacks (Carlini et al. 2022, table III
     gains by it only for augmented training), so the queries follow the recipe. Validation records, which nothing was
-    trained on, serve as the stranger's population unless early stopping or another defense used them.
+    trained on, serve as the stranger's population unless early stopping or another defense used them. What the
+    reference models answer stays on disk until an attack reads it.
     """
     from memberscope.training.gradients import white_box
     from memberscope.training.probing import ModelOracle
 
-    queries = ("none", *(q for q in target.model.recipe.augmentation if q == "flip"))
+    queries = reference_models.queries_of(target.model.recipe)
     logits = target.model.query(dataset.x[index], augmentations=queries)
     more: dict[str, Any] = {
         "record_features": content_features(dataset.x[index]),
@@ -144,11 +163,19 @@ def observe(target: Target, dataset: Dataset, split: Split, index: NDArray[np.in
         more["population_logits"] = target.model.query(dataset.x[split.validation], augmentations=queries)
         more["population_labels"] = dataset.y[split.validation]
         more["population_features"] = content_features(dataset.x[split.validation])
+    if bank is not None:
+        more |= reference_models.seen(bank, split, index, population="population_logits" in more)
     return from_logits(logits, dataset.y[index], queries=queries, **more)
 
 
 def doubt(
-    config: AuditConfig, dataset: Dataset, split: Split, index: NDArray[np.int64], results: list[AttackResult]
+    config: AuditConfig,
+    dataset: Dataset,
+    split: Split,
+    index: NDArray[np.int64],
+    results: list[AttackResult],
+    evidence: Evidence,
+    bank: ModelBank | None,
 ) -> list[Finding]:
     """The coded checks of this audit, the blind baseline among them."""
     x, y, member = dataset.x[index], dataset.y[index], split.member[index]
@@ -162,6 +189,10 @@ def doubt(
         verified=dataset.verified,
         source=dataset.source,
         randomised=config.membership is None,
+        reference_counts=scarcer_side(evidence),
+        reference_accuracy=None
+        if bank is None
+        else (float(evidence.signals.correct[~member].mean()), float(bank.accuracies[:, 1].mean())),
     )
     return run_checks(context, config.ignore)
 
@@ -189,7 +220,7 @@ def _record_facts(config: AuditConfig, dataset: Dataset, split: Split) -> dict[s
     }
 
 
-def _top_records(
+def _pictures(
     config: AuditConfig,
     dataset: Dataset,
     results: list[AttackResult],
@@ -198,33 +229,7 @@ def _top_records(
 ) -> list[dict[str, Any]] | None:
     if not config.pictures:
         return None
-    from memberscope.ladder import lowest_supported_fpr, strongest
-
-    best = strongest(results, lowest_supported_fpr(int((~member).sum())))
+    best = headline(results, lowest_supported_fpr(int((~member).sum())))
     if best is None or best.scores is None:
         return None
-    order = np.argsort(-best.scores, kind="stable")[: config.pictures]
-    return [
-        {
-            "index": int(index[row]),
-            "class": dataset.classes[dataset.y[index[row]]],
-            "score": float(best.scores[row]),
-            "member": bool(member[row]),
-            "png_base64": _thumbnail(dataset.x[index[row]]),
-        }
-        for row in order
-    ]
-
-
-def _thumbnail(record: NDArray[np.generic]) -> str | None:
-    import base64
-    import io
-
-    from PIL import Image
-
-    if record.ndim != 3 or record.shape[0] not in (1, 3):
-        return None
-    pixels = record[0] if record.shape[0] == 1 else np.moveaxis(record, 0, -1)
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels, np.uint8)).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return most_exposed(dataset, index, member, best.scores, config.pictures)

@@ -60,6 +60,8 @@ def audit(
     For example:
         memberscope audit --dataset digits --epochs 30
         memberscope audit --dataset svhn --epochs 20 --dropout 0.5 --seed 1
+        memberscope audit --dataset cifar10 --protocol random-half --epochs 50 --preset standard
+        memberscope audit --dataset digits --protocol random-half --shadows 32 --targets 3
         memberscope audit --dataset cifar10 --epochs 50 --load
         memberscope audit --dataset npz:mine.npz --model mlp --protocol random-half
         memberscope audit --dataset cifar10 --model mypackage.nets:make --weights w.safetensors --membership mask.npy
@@ -244,8 +246,9 @@ def main(arguments: list[str] | None = None) -> None:
     except MemberscopeError as error:
         sys.stderr.write(f"Error: {error}\n")
         sys.exit(EXIT_FAILED)
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. A training can go on from its last epoch: add --resume to the same command.\n")
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "interrupted; a training goes on from its last epoch if --resume is added to this command"
+        sys.stderr.write(f"\n{told[0].upper()}{told[1:]}.\n")
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()

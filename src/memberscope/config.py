@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from memberscope.errors import ConfigError
+from memberscope.presets import PRESETS, PresetName
 from memberscope.training.recipe import Recipe
 
 Protocol = Literal["holdout", "random-half"]
 
-_PATHS = ("data_dir", "weights", "membership", "policy", "out", "models_dir")
+_PATHS = ("data_dir", "weights", "membership", "policy", "out", "models_dir", "bank")
 _LISTS = ("attacks", "ignore", "mean", "std")
 # name: (type, smallest, first value above the range, what is expected)
 _NUMBERS: dict[str, tuple[type, float, float, str]] = {
@@ -25,7 +26,9 @@ _NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "seed": (int, 0, math.inf, "at least 0"),
     "threads": (int, 1, math.inf, "at least 1"),
     "pictures": (int, 0, math.inf, "at least 0"),
+    "shadows": (int, 0, 100_001, "from 0 to 100000"),
 }
+_OPTIONAL_NUMBERS = ("threads", "shadows")
 _FLAGS = ("unverified_data", "load", "resume")
 
 
@@ -55,6 +58,17 @@ class AuditConfig:
         With --weights: per-channel mean that the model's inputs are normalised with (after scaling to 0..1).
     std
         With --weights: per-channel standard deviation, likewise.
+    shadows
+        Reference models, trained by the target's recipe on random halves of the audited records; an odd number is
+        raised by one. Default: as the preset says, else none.
+    preset
+        quick: no reference models. standard: 16. thorough: 64. forensic: 256. What each costs here and which claims it
+        supports is said before anything is trained. --shadows overrides it.
+    bank
+        Folder of the reference models; default: one in the folder for trained models, found again by its settings.
+    workers
+        Reference models that are trained at once: a number, or auto: as measured to be fastest here. Or the Ray cluster
+        that trains them: ray, ray://HOST:PORT or HOST:PORT.
     attacks
         Names (`memberscope list attacks`); auto: all that the evidence allows.
     folds
@@ -66,11 +80,12 @@ class AuditConfig:
     device
         auto, cpu, cuda, cuda:1, mps.
     threads
-        CPU threads; default: all cores.
+        CPU threads; default: all cores. Reference models are then trained this many at once, with a thread each.
     load
         Load the model that an earlier run trained with these settings; where there is none, say so and train.
     resume
-        Go on from the checkpoint of an interrupted training of the same settings.
+        Go on where an interrupted run of the same settings stopped: a finished target is loaded, a half-trained one
+        goes on. Reference models that are there are never trained again, with or without it.
     ignore
         Codes of checks to mute, for example MIA013.
     policy
@@ -93,6 +108,10 @@ class AuditConfig:
     membership: Path | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    shadows: int | None = None
+    preset: PresetName | None = None
+    bank: Path | None = None
+    workers: str = "auto"
     attacks: tuple[str, ...] = ("auto",)
     folds: int = 5
     confidence: float = 0.95
@@ -114,11 +133,19 @@ class AuditConfig:
             raise ConfigError(f"dataset = {self.dataset!r} is no name", "`memberscope list datasets` shows them all")
         if self.protocol not in get_args(Protocol):
             raise ConfigError(f"protocol = {self.protocol!r} is unknown", f"one of {', '.join(get_args(Protocol))}")
+        if not isinstance(self.workers, str) or not self.workers:
+            raise ConfigError(f"workers = {self.workers!r}", "auto, or a whole number from 1")
         for name in _NUMBERS:
             _check_number(name, getattr(self, name))
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool | None):
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is neither true nor false")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ConfigError(f"preset = {self.preset!r} is unknown", f"one of {', '.join(PRESETS)}")
+        if self.bank is not None and self.n_shadows == 0:
+            raise ConfigError("--bank was given without --shadows", "say how many of its models to use: --shadows 16")
+        if self.workers.isdecimal() and int(self.workers) < 1:
+            raise ConfigError(f"workers = {self.workers!r}", "auto, or a whole number from 1")
         if (self.weights is None) != (self.membership is None):
             given, lacking = ("weights", "membership") if self.membership is None else ("membership", "weights")
             raise ConfigError(
@@ -137,6 +164,13 @@ class AuditConfig:
             raise ConfigError(f"std = {self.std} is not positive", "standard deviations are positive")
         if not self.attacks:
             raise ConfigError("no attack was asked for", "auto runs all that the evidence allows")
+
+    @property
+    def n_shadows(self) -> int:
+        """Reference models that are asked for."""
+        if self.shadows is not None:
+            return self.shadows
+        return 0 if self.preset is None else PRESETS[self.preset].shadows
 
     @property
     def output_dir(self) -> Path:
@@ -201,6 +235,8 @@ def _coerced(name: str, value: Any) -> Any:
         value = value.tolist()
     if name in _PATHS and value is not None:
         return Path(value)
+    if name == "workers" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if name in _LISTS and isinstance(value, str | int | float):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
@@ -208,7 +244,7 @@ def _coerced(name: str, value: Any) -> Any:
 
 def _check_number(name: str, value: Any) -> None:
     kind, least, limit, expected = _NUMBERS[name]
-    if value is None and name == "threads":
+    if value is None and name in _OPTIONAL_NUMBERS:
         return
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
         raise ConfigError(

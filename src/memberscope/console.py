@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from memberscope.result import Audit
+    from memberscope.training.bank_progress import BankProgress
 
 
 class Console(Events):
@@ -35,6 +36,11 @@ class Console(Events):
     def note(self, text: str) -> None:
         """Print a note, even when quiet: it is about what the user gets."""
         self._rich.print(text, style="yellow", markup=False)
+
+    def detail(self, text: str) -> None:
+        """Print something about the work that lies ahead."""
+        if not self._quiet:
+            self._rich.print(f"  {text}", markup=False)
 
     def attack(self, name: str, position: int, total: int) -> None:
         """Print the attack that begins."""
@@ -96,6 +102,29 @@ class Console(Events):
         for entry in record["failed"]:
             who = f"client {entry['client']}" if entry["client"] is not None else f"node {entry['node']}"
             self._rich.print(f"    round {number}: {who} left out: {entry['reason']}", style="yellow", markup=False)
+
+    def references(self, *, models: int, there: int) -> BankProgress:
+        """Begin a progress display for the reference models."""
+        from memberscope.console_bank import BankBar, BankLines
+
+        if self._quiet or not self._rich.is_terminal:
+            return BankLines(self.note, None if self._quiet else self.detail, there)
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._progress = Progress(
+            TextColumn("  reference models {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self._rich,
+            transient=True,
+        )
+        self._progress.start()
+        task = self._progress.add_task("references", total=models, completed=there, left="")
+        return BankBar(self.note, self.detail, self._progress, task)
+
+    def references_trained(self) -> None:
+        """End the progress display."""
+        self.trained()
 
 
 class _Lines:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memberscope import seeds
+from memberscope.attacks.registry import HEADLINE
 from memberscope.attacks.runner import AttackResult
 from memberscope.checks import Finding
-from memberscope.ladder import ladder, lowest_supported_fpr, strongest
+from memberscope.ladder import headline, ladder, lowest_supported_fpr
 from memberscope.statistics.record_risk import agreement, flag
 
 SCHEMA_VERSION = 1
@@ -46,6 +47,7 @@ def assemble(
     reproduce: Sequence[str],
     confidence: float,
     seed: int,
+    references: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of one audit; NaN becomes null, so that it is valid JSON."""
     fpr = lowest_supported_fpr(int((~member).sum()))
@@ -56,9 +58,11 @@ def assemble(
         rng=seeds.generator(seed, "evaluation", "ladder"),
         no_rounds="only answers were given" if target is None else "the model was trained in one place",
     )
-    best = strongest(results, fpr)
+    best = headline(results, fpr)
     rule = (
-        f"the attack with the highest true-positive rate at a false-positive rate of {fpr:.4g}, the lowest that "
+        "fixed before any attack ran, because reference models were there; its intervals need no correction for choice"
+        if best is not None and best.name == HEADLINE
+        else f"the attack with the highest true-positive rate at a false-positive rate of {fpr:.4g}, the lowest that "
         f"{int((~member).sum()):,} non-members support"
         if fpr is not None
         else "the attack with the highest AUC: the non-members are too few for any false-positive rate"
@@ -70,8 +74,10 @@ def assemble(
         "dataset": dict(dataset),
         "records": dict(records),
         "target": None if target is None else dict(target),
+        "references": None if references is None else dict(references),
         "attacks": [_with_histogram(result, member) for result in results],
         "headline": None if best is None else best.name,
+        "headline_fixed": best is not None and best.name == HEADLINE,
         "headline_rule": rule,
         "ladder": rows,
         "exposed": {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memberscope.training.bank_progress import BankProgress
 
 
 class Events:
@@ -14,6 +17,9 @@ class Events:
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
+
+    def detail(self, text: str) -> None:
+        """Something about the work that lies ahead, such as what it will cost."""
 
     def attack(self, name: str, position: int, total: int) -> None:
         """Attack number `position` (from 0) of `total` begins."""
@@ -34,3 +40,11 @@ class Events:
 
     def federation_round(self, record: Mapping[str, Any], rounds: int, seconds_left: float) -> None:
         """A round ended: its record in the history, and the seconds left if rounds go on taking as long."""
+
+    def references(self, *, models: int, there: int) -> BankProgress | None:
+        """Reference models are about to be trained, so many of which are there; returns what listens, or None."""
+        del models, there
+        return None
+
+    def references_trained(self) -> None:
+        """The training of reference models has ended."""

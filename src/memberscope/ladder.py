@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memberscope.attacks.registry import HEADLINE
 from memberscope.attacks.runner import AttackResult, evaluate_scores
 from memberscope.evidence import ADVERSARIES, Adversary, adversary_for
 from memberscope.statistics.evaluation import FPRS
@@ -33,6 +34,16 @@ def strongest(results: Sequence[AttackResult], fpr: float | None) -> AttackResul
     return max(run, key=lambda r: _power(r, fpr), default=None)
 
 
+def headline(results: Sequence[AttackResult], fpr: float | None) -> AttackResult | None:
+    """The attack that the answer is given for: the one fixed in advance where it ran, else the strongest on these data.
+
+    The first needs no correction for choice. Without reference models no attack is known to lead beforehand: which one
+    does depends on how the model was trained.
+    """
+    fixed = next((r for r in results if r.name == HEADLINE and r.evaluation is not None), None)
+    return fixed or strongest(results, fpr)
+
+
 def ladder(
     results: Sequence[AttackResult],
     member: NDArray[np.bool_],
@@ -44,8 +55,10 @@ def ladder(
     """Rows of the exposure ladder, weakest adversary first.
 
     An adversary may use every attack whose needs its knowledge covers. Picking the best of A attacks on the records
-    that it is judged on flatters it, so the intervals of a row are at 1 - (1 - confidence) / A (Bonferroni).
-    `no_rounds` is the reason why the adversaries of a federation were not measured.
+    that it is judged on flatters it, so the intervals of a row are at 1 - (1 - confidence) / A (Bonferroni). Where the
+    attack fixed in advance ran, the weakest adversary who can run it stands with that one alone, uncorrected, and
+    stronger ones choose between it and what only they can run. `no_rounds` is the reason why the adversaries of a
+    federation were not measured.
     """
     fpr = lowest_supported_fpr(int((~member).sum()))
     rows: list[dict[str, Any]] = []
@@ -54,6 +67,9 @@ def ladder(
         row: dict[str, Any] = {"adversary": adversary.name, "sees": adversary.sees}
         open_to = [r for r in results if r.evaluation is not None and r.attack.needs <= adversary.knowledge]
         own = [r for r in open_to if adversary_for(r.attack.needs).name == adversary.name]
+        fixed = [r for r in open_to if r.name == HEADLINE]
+        if fixed:
+            open_to = fixed if fixed[0] in own else [*fixed, *own]
         best = strongest(open_to, fpr)
         if best is None or not own:
             row |= {"status": "not measured", "reason": _why_not(adversary, results, measured)}
@@ -69,6 +85,7 @@ def ladder(
             "tpr": None if fpr is None else {"fpr": fpr, "estimate": _tpr(figures[best.name], fpr)},
             "auc_attack": by_auc.name,
             "auc": asdict(figures[by_auc.name].auc),
+            "fixed": [r.name for r in open_to] == [HEADLINE],
             "corrected_for": len(open_to),
             "confidence": adjusted,
         }

@@ -14,8 +14,8 @@ from memberscope.attacks.runner import run_attacks, select
 from memberscope.checks import Context, check_codes, run_checks
 from memberscope.errors import ConfigError
 from memberscope.events import Events
-from memberscope.evidence import Evidence, from_logits, from_probabilities
-from memberscope.pipeline import Clock, finish, run_facts
+from memberscope.evidence import from_logits, from_probabilities
+from memberscope.pipeline import Clock, finish, run_facts, scarcer_side
 from memberscope.policy import read_policy
 from memberscope.result import Audit
 from memberscope.statistics.blind import label_p_value
@@ -90,7 +90,6 @@ def score(
     clock.lap("attacks")
     everyone = membership.Split(truth, np.zeros(len(truth), bool), np.ones(len(truth), bool))
     mix = membership.class_mix_difference(evidence.labels, everyone, evidence.n_classes)
-    counts = _reference_counts(evidence)
     context = Context(
         results=results,
         member=truth,
@@ -100,7 +99,7 @@ def score(
         duplicates=None,
         no_records="Only answers were given: without the records themselves this cannot be checked.",
         randomised=False,
-        reference_counts=counts,
+        reference_counts=scarcer_side(evidence),
     )
     findings = run_checks(context, ignore)
     settings = {"attacks": [attacks] if isinstance(attacks, str) else list(attacks), "folds": folds}
@@ -139,13 +138,6 @@ def score(
         seed=seed,
     )
     return finish(assembled, results, findings, np.arange(len(truth)), evidence, truth, loaded_policy, confidence)
-
-
-def _reference_counts(evidence: Evidence) -> NDArray[np.int64] | None:
-    if evidence.reference_membership is None:
-        return None
-    inside = evidence.reference_membership.sum(axis=0)
-    return np.asarray(np.minimum(inside, len(evidence.reference_membership) - inside))
 
 
 def _given(

@@ -38,20 +38,26 @@ def answer(document: Mapping[str, Any]) -> str:
         return f"The strongest attack ({row['auc_attack']}) ranks members above non-members: {auc} (0.5 is guessing)."
     fpr, tpr = row["tpr"]["fpr"], row["tpr"]["estimate"]
     n = denominator(fpr)
+    fixed = bool(document.get("headline_fixed"))
+    which = "the attack fixed in advance" if fixed else "the strongest attack"
+    rank = "As a ranking: " if fixed else f"Best ranking: {row['auc_attack']}, "
     return (
-        f"Of {n:,} members, the strongest attack ({row['attack']}) identifies about {frequency(tpr['value'], n)} "
+        f"Of {n:,} members, {which} ({row['attack']}) identifies about {frequency(tpr['value'], n)} "
         f"({row['confidence']:.1%} interval: {frequency(tpr['low'], n)} to {frequency(tpr['high'], n)}) while wrongly "
         f"accusing {frequency(fpr, n)} of {n:,} non-members; guessing would identify {frequency(fpr, n)}. "
-        f"Best ranking: {row['auc_attack']}, {auc}."
+        f"{rank}{auc}."
     )
 
 
 def strongest_row(document: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The measured row of the exposure ladder that the headline attack stands in, with the widest correction.
+    """The measured row of the exposure ladder that the answer is taken from.
 
-    Not the last one: an insider need not know what an informed stranger knows.
+    That of the attack fixed in advance, which was not chosen; else, of the rows with the headline attack, the one with
+    the widest correction. Not the last row: an insider need not know what an informed stranger knows.
     """
     measured = [row for row in document["ladder"] if row["status"] == "measured"]
+    if document.get("headline_fixed"):
+        measured = [row for row in measured if row.get("fixed")] or measured
     of_headline = [row for row in measured if row["attack"] == document["headline"]]
     return max(of_headline or measured, key=lambda row: row["corrected_for"], default=None)
 

@@ -48,27 +48,34 @@ class Target:
     folder: Path
 
 
-def obtain(config: AuditConfig, dataset: Dataset, split: Split, events: Events) -> Target:
-    """Load or train the target, as the settings say.
+def obtain(config: AuditConfig, dataset: Dataset, split: Split, events: Events, number: int = 0) -> Target:
+    """Load or train a target, as the settings say.
 
     With `config.load`, a model that an earlier run trained with the same settings is loaded if it fits; else the
-    reason is said and it is trained, as the original project did.
+    reason is said and it is trained, as the original project did. With `config.resume` what an interrupted run finished
+    is loaded too.
+
+    Parameters
+    ----------
+    number
+        Of several targets of one audit: each is trained with a seed of its own.
     """
     if config.weights is not None:
         return _brought(config, dataset)
-    folder = model_folder(config, dataset, split)
-    if config.load:
+    folder = model_folder(config, dataset, split, number)
+    if config.load or (config.resume and (folder / "model.json").is_file()):
         loaded = _load(config, dataset, split, folder, events)
         if loaded is not None:
             return loaded
-    return _train(config, dataset, split, folder, events)
+    return _train(config, dataset, split, folder, events, number)
 
 
-def model_folder(config: AuditConfig, dataset: Dataset, split: Split) -> Path:
+def model_folder(config: AuditConfig, dataset: Dataset, split: Split, number: int = 0) -> Path:
     """Where a model of these settings lies: readable name, and a hash of all that determines it."""
     recipe = config.recipe
-    parts = (recipe.digest, dataset.fingerprint, hashlib.sha256(np.packbits(split.member).tobytes()).hexdigest())
-    digest = hashlib.sha256("|".join((*parts, str(config.seed))).encode()).hexdigest()[:12]
+    parts = [recipe.digest, dataset.fingerprint, hashlib.sha256(np.packbits(split.member).tobytes()).hexdigest()]
+    parts += [str(config.seed), *([f"target {number}"] if number else [])]
+    digest = hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
     return config.model_dir / f"{_prefix(config, dataset)}{digest}"
 
 
@@ -111,7 +118,12 @@ def _prefix(config: AuditConfig, dataset: Dataset) -> str:
     return f"{dataset.name}_{model}_epoch{recipe.epochs}_seed{config.seed}_"
 
 
-def _train(config: AuditConfig, dataset: Dataset, split: Split, folder: Path, events: Events) -> Target:
+def _training_seed(seed: int, number: int) -> int:
+    name = f"target {number}" if number else ""
+    return int(seeds.sequence(seed, "training", name).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _train(config: AuditConfig, dataset: Dataset, split: Split, folder: Path, events: Events, number: int) -> Target:
     from memberscope.training.model_files import save
     from memberscope.training.train_target import fit
 
@@ -127,7 +139,7 @@ def _train(config: AuditConfig, dataset: Dataset, split: Split, folder: Path, ev
             split.member,
             validation=split.validation if split.validation.any() else None,
             n_classes=dataset.n_classes,
-            seed=int(seeds.sequence(config.seed, "training").generate_state(1, np.uint64)[0] >> 1),
+            seed=_training_seed(config.seed, number),
             device=config.device,
             threads=config.threads,
             progress=watcher,

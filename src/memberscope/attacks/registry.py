@@ -44,6 +44,9 @@ from memberscope.errors import ConfigError
 
 ENTRY_POINT_GROUP = "memberscope.attacks"
 
+HEADLINE = RankFusion.name
+"""The attack that an audit with reference models answers by, fixed here and not by what does best on its records."""
+
 ATTACKS: dict[str, type[Attack]] = {
     attack.name: attack
     for attack in (

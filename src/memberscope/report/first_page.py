@@ -75,6 +75,7 @@ def answer(results: Results) -> dict[str, Any]:
         "attack": best["title"],
         "level": wording.level(evaluation.get("confidence")),
         "corrected_for": corrected if corrected > 1 else 0,
+        "fixed": bool(results.get("headline_fixed")),
         "pairs_reading": _against_guessing(auc, 0.5),
         "n_members": wording.count(evaluation["n_members"]),
         "n_nonmembers": wording.count(evaluation["n_nonmembers"]),
@@ -98,8 +99,11 @@ def answer(results: Results) -> dict[str, Any]:
 
 
 def _row_of(attack: str, results: Results) -> Mapping[str, Any]:
-    """The ladder's row for the headline attack: its intervals allow for having picked the best of many."""
+    """The ladder's row for the headline attack: its intervals allow for having picked the best, where it was picked."""
     rows = [r for r in results.get("ladder", []) if r["status"] == "measured" and r.get("attack") == attack]
+    fixed = [r for r in rows if r.get("fixed")]
+    if fixed:
+        return dict(fixed[0])
     return max(rows, key=lambda r: r.get("corrected_for") or 1, default={})
 
 
