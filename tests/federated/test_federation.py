@@ -148,3 +148,19 @@ def test_what_settings_are_refused() -> None:
         with pytest.raises(ConfigError, match=told):
             settings(**changes)
     assert settings(rounds=5, local_epochs=3).recipe.epochs == 15
+
+
+def test_the_server_keeps_what_it_saw(run: Run) -> None:
+    from memberscope.federated.transcript import Transcript
+
+    trained = run(record="updates", rounds=2)
+    tape = Transcript.open(trained.transcript)
+    assert (tape.rounds, tape.clients_of(2)) == ([1, 2], [0, 1, 2, 3])
+    weights = [tape.num_examples(2, k) for k in range(4)]
+    mean = sum(w * tape.received(2, k)["fc1.weight"] for k, w in enumerate(weights)) / sum(weights)
+    np.testing.assert_allclose(mean, tape.final()["fc1.weight"], atol=1e-6)
+    np.testing.assert_array_equal(tape.final()["fc3.bias"], trained.model.module.fc3.bias.detach().numpy())
+    sums = run(record="updates", secure_aggregation=True, rounds=2)
+    tape = Transcript.open(sums.transcript)
+    assert tape.only_sums
+    assert sums.summary["weights_sha256"] == trained.summary["weights_sha256"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from memberscope.federated.config import FederationConfig
 from memberscope.federated.design import Design
 from memberscope.federated.draws import global_draws
 from memberscope.federated.local import LocalTraining
-from memberscope.federated.mods import mods
+from memberscope.federated.mods import Mod, mods
 from memberscope.federated.packing import pack, unpack
 from memberscope.federated.rounds import Rounds
 from memberscope.federated.weather import Weather
@@ -79,12 +79,20 @@ class Site:
         )
 
 
-def client_app(site: Site) -> ClientApp:
-    """The ClientApp: trains the model it is sent on the records of client `partition-id`."""
+def client_app(site: Site, client_mods: Sequence[Mod] = ()) -> ClientApp:
+    """The ClientApp: trains the model it is sent on the records of client `partition-id`.
+
+    Parameters
+    ----------
+    site
+        The client's, or that of all clients in this process.
+    client_mods
+        Mods around those that the settings ask for.
+    """
     app = ClientApp()
     config = site.config
 
-    @app.train(mods=[_drawn_from_the_seed(config.seed), *mods(config)])
+    @app.train(mods=[_drawn_from_the_seed(config.seed), *client_mods, *mods(config)])
     def train(message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
         settings: Any = message.content[SETTINGS]
@@ -111,7 +119,7 @@ def server_app(
     folder: Path,
     *,
     events: Events,
-    tape: Callable[[Strategy], Strategy] = lambda strategy: strategy,
+    prepare: Callable[[Strategy], Strategy] = lambda strategy: strategy,
     resume: bool = False,
 ) -> ServerApp:
     """The ServerApp: rounds of Flower's strategy, each left on disk in `folder`.
@@ -124,7 +132,7 @@ def server_app(
         The run folder.
     events
         Hears of rounds and clients.
-    tape
+    prepare
         Given the strategy, returns it with a tap on it.
     resume
         Go on from what an earlier run left in `folder`.
@@ -134,7 +142,7 @@ def server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         del context
-        strategy = tape(strategies.make(site.config, site.design.n_clients))
+        strategy = prepare(strategies.make(site.config, site.design.n_clients))
         initial = pack(site.local.state(), resident=site.resident)
         rounds = Rounds(
             site.config,

@@ -15,6 +15,7 @@ from memberscope.training.recipe import Recipe
 Recorded = Literal["updates", "sums", "nothing"]
 Late = Literal["dropped", "partial"]
 ClipAt = Literal["server", "client"]
+Precision = Literal["float32", "float16"]
 
 # name: (type, smallest, first value above the range, what is expected)
 _NUMBERS: dict[str, tuple[type, float, float, str]] = {
@@ -27,7 +28,7 @@ _NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "stragglers": (float, 0, 1, "in [0, 1)"),
     "timeout": (float, 1e-3, math.inf, "more than 0 seconds"),
     "record_every": (int, 1, math.inf, "at least 1"),
-    "record_megabytes": (int, 0, math.inf, "at least 0"),
+    "record_megabytes": (int, 1, math.inf, "at least 1"),
     "central_noise": (float, 0, math.inf, "at least 0"),
     "central_clip": (float, 0, math.inf, "at least 0"),
     "local_epsilon": (float, 0, math.inf, "at least 0"),
@@ -40,6 +41,7 @@ _NUMBERS: dict[str, tuple[type, float, float, str]] = {
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "record": get_args(Recorded),
+    "record_precision": get_args(Precision),
     "late": get_args(Late),
     "clip_at": get_args(ClipAt),
 }
@@ -91,8 +93,10 @@ class FederationConfig:
         What the server's tape keeps: each client's updates, their sums, or nothing.
     record_every
         Keep one round in this many.
+    record_precision
+        float32, or float16: each update in half the space, its entries to three digits.
     record_megabytes
-        Stop the tape (not the federation) beyond this size; 0: no limit.
+        Stop the tape (not the federation) beyond this size.
     central_noise
         Differential privacy at the server: noise multiplier; 0: off.
     central_clip
@@ -138,7 +142,8 @@ class FederationConfig:
     secure_aggregation: bool = False
     record: Recorded = "updates"
     record_every: int = 1
-    record_megabytes: int = 0
+    record_precision: Precision = "float32"
+    record_megabytes: int = 20_480
     central_noise: float = 0.0
     central_clip: float = 0.0
     clip_at: ClipAt = "server"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,10 @@ from memberscope.federated.design import Design
 from memberscope.files import write_json, write_text
 
 if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
+
     from memberscope.federated.apps import Site
+    from memberscope.federated.mods import Mod
     from memberscope.records.pool import Dataset
     from memberscope.training.trained_model import TrainedModel
 
@@ -81,6 +84,8 @@ def federate(
     dataset: Dataset | None = None,
     design: Design | None = None,
     resume: bool = False,
+    tamper: Callable[[Strategy], Strategy] | None = None,
+    client_mods: Sequence[Mod] = (),
 ) -> Federation:
     """Train a federation in this process.
 
@@ -98,6 +103,10 @@ def federate(
         Who holds and trains on what; default: drawn from the config's seed. A reference federation has its own.
     resume
         Go on from the last finished round that `folder` holds.
+    tamper
+        Makes the server malicious (`tamper.attach`); the tape goes around it and keeps what was really sent.
+    client_mods
+        Flower mods around all that clients do: the place for malicious ones.
 
     Raises
     ------
@@ -125,11 +134,15 @@ def federate(
         rounds=config.rounds,
     )
     site = apps.Site(config, lambda: pool, lambda _: design, resident=True)
-    server = apps.server_app(site, folder, events=events, resume=resume)
+
+    def prepared(strategy: Strategy) -> Strategy:
+        return _taped(strategy if tamper is None else tamper(strategy), config, folder)
+
+    server = apps.server_app(site, folder, events=events, prepare=prepared, resume=resume)
     with _quiet_flower():
         run_in_process(
             server,
-            apps.client_app(site),
+            apps.client_app(site, client_mods),
             n_clients=design.n_clients,
             on_error=lambda client, error: None,  # told with the round, from the reply
         )
@@ -234,6 +247,22 @@ def _check_same(folder: Path, dataset: Dataset, design: Design) -> None:
             f"the records of {dataset.name} are shared out otherwise than in {folder}",
             "resume with the records and settings that the federation was begun with",
         )
+
+
+def _taped(strategy: Strategy, config: FederationConfig, folder: Path) -> Strategy:
+    """The strategy with a tap that keeps what the server sees; the tape of an interrupted run is continued."""
+    if config.recorded == "nothing":
+        return strategy
+    from memberscope.federated.tap import watch
+
+    return watch(
+        strategy,
+        folder / TRANSCRIPT,
+        every=config.record_every,
+        precision=config.record_precision,
+        sums_only=config.recorded == "sums",
+        max_bytes=config.record_megabytes * 2**20,
+    )
 
 
 @contextlib.contextmanager
