@@ -1,0 +1,64 @@
+"""privacyguard-platform (facebookresearch/PrivacyGuard): LiRA and RMIA on data frames of confidences."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from privacy_guard.analysis.mia.aggregate_analysis_input import AggregationType
+from privacy_guard.attacks.lira_attack import LiraAttack
+from privacy_guard.attacks.rmia_attack import RmiaAttack
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from contest import Case, main
+
+
+def _in_order(case: Case, result: Any) -> np.ndarray:
+    """Scores of members and non-members, which it takes apart, in the order of the records."""
+    scores = np.empty(len(case.member))
+    scores[case.member] = result.df_train_user["score"]
+    scores[~case.member] = result.df_test_user["score"]
+    return scores
+
+
+def _lira(case: Case, online: bool) -> np.ndarray:
+    """Means and deviations as its prepare_lira_data computes them, then its attack."""
+    columns: dict[str, Any] = {"user_id": np.arange(len(case.labels)), "score_orig": case.phi}
+    for name, world in (("in", case.reference_membership), ("out", ~case.reference_membership)):
+        masked = np.where(world, case.reference_phi, np.nan)
+        columns[f"score_mean_{name}"] = np.nanmean(masked, axis=0)
+        columns[f"score_std_{name}"] = np.nanstd(masked, axis=0) + 1e-8
+    frame = pd.DataFrame(columns).rename(
+        columns={} if online else {"score_mean_out": "score_mean", "score_std_out": "score_std"}
+    )
+    attack = LiraAttack(
+        frame[case.member].copy(), frame[~case.member].copy(), AggregationType.NONE, online_attack=online
+    )
+    return _in_order(case, attack.run_attack())
+
+
+def _rmia(case: Case) -> np.ndarray:
+    """Its population z: 2,500 non-members of the target, which are scored like the others too."""
+    columns = {f"score_ref_{k}": row for k, row in enumerate(case.reference_probabilities)}
+    columns |= {f"member_ref_{k}": row for k, row in enumerate(case.reference_membership)}
+    own = case.probabilities[np.arange(len(case.labels)), case.labels]
+    frame = pd.DataFrame({"user_id": np.arange(len(case.labels)), "score_orig": own} | columns)
+    outside = np.flatnonzero(~case.member)
+    chosen = np.random.default_rng(0).choice(outside, min(2500, len(outside)), replace=False)
+    population = frame.iloc[np.sort(chosen)].copy()
+    attack = RmiaAttack(frame[case.member].copy(), frame[~case.member].copy(), population, AggregationType.NONE)
+    return _in_order(case, attack.run_attack())
+
+
+if __name__ == "__main__":
+    main(
+        {
+            "LiRA online": lambda case: _lira(case, True),
+            "RMIA online": _rmia,
+        },
+        version("privacyguard-platform"),
+    )

@@ -1,0 +1,116 @@
+"""What an adapter is run by: `python adapters/NAME.py CASE.npz ATTACK OUT.npz`, or `--list`. Needs NumPy alone.
+
+Every attack of every tool runs in a process of its own, after the tool was imported and the case was read. Seconds are
+of the attack alone, of one call; the memory is the peak of the process less what it held before the call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    """The same arrays for every tool: target logits [N, C], labels and member [N], references [K, N, C] and [K, N]."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+    member: np.ndarray
+    reference_logits: np.ndarray
+    reference_membership: np.ndarray
+
+    @classmethod
+    def read(cls, path: str) -> Case:
+        """From an npz file."""
+        with np.load(path) as arrays:
+            return cls(*(arrays[name] for name in cls.__dataclass_fields__))
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """float64 [N, C] of the target."""
+        return softmax(self.logits)
+
+    @cached_property
+    def reference_probabilities(self) -> np.ndarray:
+        """float64 [K, N]: the reference models' probability of the true class."""
+        return np.stack([softmax(z)[np.arange(len(self.labels)), self.labels] for z in self.reference_logits])
+
+    @cached_property
+    def phi(self) -> np.ndarray:
+        """float64 [N]: log p / (1 - p) of the true class, from logits."""
+        return confidence(self.logits, self.labels)
+
+    @cached_property
+    def reference_phi(self) -> np.ndarray:
+        """float64 [K, N]."""
+        return np.stack([confidence(z, self.labels) for z in self.reference_logits])
+
+    def prepare(self) -> None:
+        """Reduce the logits beforehand: the step is the same for every tool, and not what is timed."""
+        _ = self.probabilities, self.reference_probabilities, self.phi, self.reference_phi
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    z = z.astype(np.float64)
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def confidence(z: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    z = z.astype(np.float64)
+    rows = np.arange(len(labels))
+    true = z[rows, labels].copy()
+    z[rows, labels] = -np.inf
+    top = z.max(axis=-1)
+    return true - top - np.log(np.exp(z - top[:, None]).sum(axis=-1))
+
+
+class _Memory:
+    """Peak of this process above what it holds now."""
+
+    def __init__(self) -> None:
+        self._before, self.peak, self._done = _resident(), 0, threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.peak = max(self.peak, _resident() - self._before)
+
+    def stop(self) -> int:
+        self._done.set()
+        highest = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._before
+        return max(self.peak, 0) if self.peak else max(0, highest)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main(attacks: dict[str, Callable[[Case], np.ndarray]], version: str) -> None:
+    """Run the attack that is asked for and write its scores, float [N], higher = more likely a member.
+
+    An attack may give several columns [N, R], NaN where a record was not scored: repetitions of a random split.
+    """
+    if sys.argv[1] == "--list":
+        print(json.dumps({"attacks": list(attacks), "version": version}))
+        return
+    case = Case.read(sys.argv[1])
+    case.prepare()
+    attack = attacks[sys.argv[2]]
+    memory = _Memory()
+    started = time.perf_counter()
+    scores = np.asarray(attack(case), np.float64)
+    seconds = time.perf_counter() - started
+    peak = memory.stop()
+    np.savez(sys.argv[3], scores=scores, seconds=seconds, peak=peak)
