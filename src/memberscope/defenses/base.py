@@ -183,11 +183,19 @@ class GradientDefense(Defense):
     poisson: ClassVar[bool] = False
     """Whether each record is in each batch with the same probability, independently of all others."""
 
+    def begin(self, records: int, steps: int, epochs: int) -> None:
+        """A training begins, on so many records, with so many steps an epoch, and epochs."""
+
+    def about(self) -> dict[str, str]:
+        """What else two trainings must share for one to go on where the other stopped: name -> value."""
+        return {}
+
     def gradient(
         self,
         module: nn.Module,
         x: Tensor,
-        losses: Callable[[Tensor, slice], Tensor],
+        targets: Tensor,
+        losses: Callable[[Tensor, Tensor], Tensor],
         expected: float,
         noise: torch.Generator,
     ) -> Tensor:
@@ -197,10 +205,11 @@ class GradientDefense(Defense):
         ----------
         module
             In training mode, its gradients unset.
-        x
-            float32 [B, ...]: the batch; B may be 0 where records are drawn one by one.
+        x, targets
+            The batch, float32 [B, ...], and its targets, int64 [B] or float32 [B, classes]; B may be 0 where records
+            are drawn one by one.
         losses
-            From logits [b, classes] of a slice of the batch, and the slice, to the losses [b].
+            From logits [b, classes] of some of the batch, and their targets, to the losses [b].
         expected
             Records of a batch, on average.
         noise

@@ -13,6 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from memberscope.defenses.base import DataDefense, Defense, GradientDefense, LossDefense, OutputDefense, Procedure
+from memberscope.defenses.dp_sgd import DpSgd
 from memberscope.defenses.ordinary import (
     Augmentation,
     ClipNorm,
@@ -37,6 +38,7 @@ DEFENSES: dict[str, type[Defense]] = {
         LabelSmoothing,
         Augmentation,
         ClipNorm,
+        DpSgd,
     )
 }
 

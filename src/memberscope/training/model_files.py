@@ -116,6 +116,7 @@ def load(
         device=str(where),
         channels_last=place(module, shape, where),
         history=history,
+        privacy=about.get("privacy"),
         threads=threads,
         **rest,
     )
@@ -201,6 +202,7 @@ def _about(
         "images_per_second": trained.images_per_second,
         "stopped_epoch": trained.stopped_epoch,
         "best_epoch": trained.best_epoch,
+        "privacy": trained.privacy,
         "history": list(trained.history),
         "environment": describe(trained.device),
     }

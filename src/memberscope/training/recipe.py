@@ -26,10 +26,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": get_args(Schedule),
     "precision": get_args(Precision),
 }
+_POSITIVE = 1e-300
 # name: (smallest, first value above the range)
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, math.inf),
     "batch_size": (1, math.inf),
+    "learning_rate": (0, math.inf),
     "momentum": (0, 1),
     "weight_decay": (0, math.inf),
     "warmup_epochs": (0, math.inf),
@@ -37,9 +39,23 @@ _RANGES: dict[str, tuple[float, float]] = {
     "label_smoothing": (0, 1),
     "early_stopping": (0, math.inf),
     "clip_norm": (0, math.inf),
+    "dp_epsilon": (_POSITIVE, math.inf),
+    "dp_noise": (0, math.inf),
+    "dp_delta": (_POSITIVE, 1),
+    "dp_clip": (_POSITIVE, math.inf),
+    "dp_microbatch": (1, math.inf),
 }
-_WHOLE = ("epochs", "batch_size", "warmup_epochs", "early_stopping")
-_SINCE_FIRST: tuple[str, ...] = ("defenses",)
+_OPTIONAL = ("learning_rate", "dp_epsilon", "dp_noise")
+"""Settings that may be left unset."""
+_WHOLE = ("epochs", "batch_size", "warmup_epochs", "early_stopping", "dp_microbatch")
+_SINCE_FIRST: tuple[str, ...] = (
+    "dp_epsilon",
+    "dp_noise",
+    "dp_delta",
+    "dp_clip",
+    "dp_microbatch",
+    "defenses",
+)
 """Settings that came later. They are written, and hashed, where they are not at their default: models and banks of
 earlier versions stay what they were."""
 _OF_ANSWERS: tuple[str, ...] = ()
@@ -84,6 +100,16 @@ class Recipe:
         Largest gradient norm of a step; 0: off.
     precision
         auto (bf16 where the hardware gains by it, else fp32), fp32 or bf16.
+    dp_epsilon
+        DP-SGD with as much noise as keeps within this epsilon (add or remove one record).
+    dp_noise
+        DP-SGD with this noise multiplier instead; 0: each record's gradient is clipped, and nothing is guaranteed.
+    dp_delta
+        Of the guarantee of DP-SGD; below 1 / members.
+    dp_clip
+        Largest norm of a record's gradient in DP-SGD.
+    dp_microbatch
+        Records whose gradients are computed at once in DP-SGD: memory grows with it, batch_size does not.
     defenses
         Defenses that other packages add, as name or name=number.
 
@@ -109,6 +135,11 @@ class Recipe:
     augmentation: tuple[str, ...] = ()
     clip_norm: float = 0.0
     precision: Precision = "auto"
+    dp_epsilon: float | None = None
+    dp_noise: float | None = None
+    dp_delta: float = 1e-5
+    dp_clip: float = 1.0
+    dp_microbatch: int = 128
     defenses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -120,11 +151,10 @@ class Recipe:
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is unknown", f"one of {', '.join(choices)}")
         for name, bounds in _RANGES.items():
-            _check_number(name, getattr(self, name), *bounds)
-        if self.learning_rate is not None:
-            _check_number("learning_rate", self.learning_rate, 0, math.inf)
-            if self.learning_rate == 0:
-                raise ConfigError("learning_rate = 0 trains nothing", "leave it out for the optimiser's default")
+            if getattr(self, name) is not None or name not in _OPTIONAL:
+                _check_number(name, getattr(self, name), *bounds)
+        if self.learning_rate == 0:
+            raise ConfigError("learning_rate = 0 trains nothing", "leave it out for the optimiser's default")
         self._check_augmentation()
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ConfigError("nesterov needs sgd with momentum above 0", "drop nesterov, or set the two")
@@ -213,7 +243,7 @@ class Recipe:
         The trainer hashes the recipe with the precision it resolved ``auto`` to (`precision.resolve`).
         """
         content = {**self.to_dict(), "learning_rate": self.rate}
-        content = {k: float(v) if k in _RANGES and k not in _WHOLE else v for k, v in content.items()}
+        content = {k: float(v) if k in _RANGES and k not in _WHOLE and v is not None else v for k, v in content.items()}
         content = {k: v for k, v in content.items() if k not in _OF_ANSWERS}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -223,5 +253,8 @@ def _check_number(name: str, value: Any, least: float, limit: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise ConfigError(f"{name} = {value!r} is not {'a whole number' if whole else 'a number'}")
     if not least <= value < limit:
+        if least == _POSITIVE:
+            expected = "above 0" if limit == math.inf else f"above 0 and below {limit:g}"
+            raise ConfigError(f"{name} = {value!r} is out of range", f"expected {expected}")
         expected = f"at least {least:g}" if limit == math.inf else f"in [{least:g}, {limit:g})"
         raise ConfigError(f"{name} = {value!r} is out of range", f"expected {expected}")

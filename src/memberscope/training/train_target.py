@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from memberscope.defenses.base import GradientDefense, Lesson, LossDefense, Procedure
+from memberscope.defenses.dp_sgd import DpSgd
 from memberscope.defenses.registry import in_force, procedure, trainings
 from memberscope.errors import ConfigError, DataError, ModelError
 from memberscope.training import checkpoint as checkpoints
@@ -117,6 +118,8 @@ def fit(
         training = _Training(recipe, x, y, records, validation, n_classes, seed, where, lesson)
         if checkpoint is not None:
             key = checkpoints.key(training.recipe, seed, x, y, records, validation, where, lesson)
+            if training.gradient is not None:
+                key.settings.update(training.gradient.about())
             training.keep(stage_path(checkpoint, stage) if stage else checkpoint, key, resume=resume)
         try:
             training.run(progress)
@@ -163,6 +166,9 @@ class _Training:
         self.gradient = next((d for d in defenses if isinstance(d, GradientDefense)), None)
         self.normalisation = fixed(x) if any(d.blind_inputs for d in defenses) else measure(x, member)
         self.members, self.labels = self._resident(x, y, member)
+        self.steps = -(-len(self.members) // recipe.batch_size)
+        if self.gradient is not None:
+            self.gradient.begin(len(self.members), self.steps, recipe.epochs)
         taught = None if lesson is None else torch.from_numpy(lesson.targets[member]).to(device)
         self.objective = Objective(self.recipe, n_classes, taught, 1.0 if lesson is None else lesson.temperature)
         self.watched = np.arange(len(self.members))
@@ -230,7 +236,13 @@ class _Training:
             stopped_epoch=self.state.epoch,
             best_epoch=best_epoch,
             checkpoint=self._checkpoint[0] if self._checkpoint is not None and written else None,
+            privacy=self._privacy(),
         )
+
+    def _privacy(self) -> dict[str, Any] | None:
+        if not isinstance(self.gradient, DpSgd):
+            return None
+        return self.gradient.guarantee(self.steps, self.state.epoch).to_dict()
 
     def farewell(self) -> str:
         """What an interrupted user is told."""
@@ -292,13 +304,13 @@ class _Training:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
 
-            def losses(logits: Tensor, part: slice) -> Tensor:
-                return self.objective.losses(logits.float(), targets[part], epoch, "none")
+            def losses(logits: Tensor, truth: Tensor) -> Tensor:
+                return self.objective.losses(logits.float(), truth, epoch, "none")
 
             self.optimizer.zero_grad(set_to_none=True)
             batch = batch if self.channels_last else batch.contiguous()
             expected = len(self.members) / len(draws.batches)
-            loss = self.gradient.gradient(self.module, batch, losses, expected, noise)
+            loss = self.gradient.gradient(self.module, batch, targets, losses, expected, noise)
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self._parameters(), self.recipe.clip_norm)
         self.optimizer.step()

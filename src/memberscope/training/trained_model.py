@@ -61,6 +61,8 @@ class TrainedModel:
         CPU threads of queries; None: as many as torch uses.
     checkpoint
         The file with the state of the training, if there is one; `save` removes it.
+    privacy
+        The guarantee of a differentially private training (`defenses.accountant.Guarantee.to_dict`), or None.
     """
 
     module: nn.Module
@@ -78,6 +80,7 @@ class TrainedModel:
     best_epoch: int = 0
     threads: int | None = None
     checkpoint: Path | None = None
+    privacy: dict[str, Any] | None = None
 
     @property
     def mean(self) -> NDArray[np.float32]:
