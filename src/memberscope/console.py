@@ -183,6 +183,7 @@ def run_audit(settings: Mapping[str, Any] | AuditConfig, *, as_json: bool = Fals
 
 def show(result: Audit, folder: Path | None, *, as_json: bool = False) -> None:
     """Print the answer on standard output: text for people, or one JSON document for programs."""
+    from memberscope.report.wording import guarantee
     from memberscope.summary import ci, summary_lines
 
     document = result.document
@@ -199,6 +200,8 @@ def show(result: Audit, folder: Path | None, *, as_json: bool = False) -> None:
             f"Accuracy: train {target['train_acc']:.4f}, validation {val}, test {target['test_acc']:.4f}; "
             f"generalisation gap {target['generalization_gap']:.4f}"
         ]
+        if target.get("privacy"):
+            lines.append(f"Differential privacy: {guarantee(target['privacy'])}")
     lines += summary_lines(document)
     lines += _ladder_lines(document, ci)
     policy = document["policy"]

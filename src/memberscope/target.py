@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memberscope import seeds
-from memberscope.defenses.registry import trainings
+from memberscope.defenses.registry import in_force, trainings
 from memberscope.errors import ConfigError, ModelError
 from memberscope.events import Events
 
@@ -108,6 +108,8 @@ def facts(
         "precision": model.precision,
         "device": model.device,
         "images_per_second": model.images_per_second,
+        "defenses": [defense.name for defense in in_force(recipe)],
+        "privacy": model.privacy,
         "history": list(model.history),
     }
 

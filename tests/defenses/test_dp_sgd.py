@@ -166,7 +166,9 @@ class Stop:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("settings", [{"dp_epsilon": 4.0}, {"dp_noise": 0.7, "augmentation": ("flip",), "dropout": 0.2}])
+@pytest.mark.parametrize(
+    "settings", [{"dp_epsilon": 4.0}, {"dp_noise": 0.7, "augmentation": ("flip",), "dropout": 0.2}]
+)
 def test_it_goes_on_bit_for_bit(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(train_target, "CHECKPOINT_SECONDS", 0)
     whole, path = train(**settings), tmp_path / "checkpoint"

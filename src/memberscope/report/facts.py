@@ -24,6 +24,8 @@ def target_facts(results: Results) -> Table | None:
         ("Origin", target.get("origin")),
         ("Parameters", wording.count(target.get("parameters"))),
         ("Epochs", wording.count(target.get("epochs"))),
+        ("Defenses", ", ".join(target.get("defenses") or []) or "none"),
+        *([("Differential privacy", wording.guarantee(target["privacy"]))] if target.get("privacy") else []),
         ("Accuracy on members (training)", wording.percent(target.get("train_acc"))),
         ("Accuracy on validation records", wording.percent(target.get("val_acc"))),
         ("Accuracy on non-members (test)", wording.percent(target.get("test_acc"))),
@@ -142,7 +144,8 @@ def options(results: Results) -> list[tuple[str, str]]:
     told.append(
         (
             "Train with differential privacy",
-            "The only option that bounds every attack, tested or not, at a price in accuracy. Not measured here.",
+            "The only option that bounds every attack, tested or not, at a price in accuracy. "
+            + (f"Here: {wording.guarantee(target['privacy'])}." if target.get("privacy") else "Not measured here."),
         )
     )
     told.append(

@@ -136,6 +136,8 @@ def csv_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
         "epochs": target.get("epochs"),
         "model": target.get("model"),
         **{key: target.get(key) for key in ("train_acc", "val_acc", "test_acc", "generalization_gap")},
+        "defenses": " ".join(target.get("defenses") or []),
+        **{f"dp_{key}": (target.get("privacy") or {}).get(key) for key in ("epsilon", "delta", "noise_multiplier")},
         "members": document["records"]["members"],
         "nonmembers": document["records"]["nonmembers"],
     }

@@ -44,6 +44,21 @@ def significant(value: Any, digits: int = 3) -> str:
     return f"{round(value, decimals):,.{max(decimals, 0)}f}"
 
 
+def guarantee(privacy: Mapping[str, Any]) -> str:
+    """A guarantee of differential privacy (`defenses.accountant.Guarantee.to_dict`) in a sentence."""
+    how = (
+        f"{privacy['mechanism']}, noise multiplier {significant(privacy['noise_multiplier'])}, "
+        f"clip {significant(privacy['clip'])}, {privacy['steps']:,} steps at sampling rate "
+        f"{significant(privacy['sample_rate'])}"
+    )
+    if privacy["epsilon"] is None:
+        return f"no guarantee: gradients are clipped and no noise is added ({how})"
+    bound = (
+        f"epsilon at most {significant(privacy['epsilon'])} at delta {privacy['delta']:g}, to {privacy['adjacency']}"
+    )
+    return f"{bound} ({how}; accountant {privacy['accountant']})"
+
+
 def percent(value: Any, digits: int = 3) -> str:
     """Write a proportion as a percentage; what is not quite 100 % is not rounded up to it.
 

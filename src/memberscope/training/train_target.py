@@ -240,8 +240,8 @@ class _Training:
         )
 
     def _privacy(self) -> dict[str, Any] | None:
-        if not isinstance(self.gradient, DpSgd):
-            return None
+        if not isinstance(self.gradient, DpSgd) or self.state.epoch == 0:
+            return None  # whoever drives the epochs (a federation does) accounts for them
         return self.gradient.guarantee(self.steps, self.state.epoch).to_dict()
 
     def farewell(self) -> str:
