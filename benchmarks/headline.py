@@ -25,11 +25,15 @@ from pathlib import Path
 import numpy as np
 
 from memberscope import data_loader
+from memberscope.attacks.base import missing_knowledge
+from memberscope.attacks.registry import ATTACKS, HEADLINE
 from memberscope.data_loader import Dataset
+from memberscope.evidence import Evidence, Knowledge
 from memberscope.files import replacing
 from memberscope.training.model_bank import ModelBank
 from memberscope.training.recipe import Recipe
 from memberscope.training.train_target import fit
+from paired import METRICS, differences, figures
 
 MODELS = 64
 SEED = 20_26
@@ -101,6 +105,54 @@ def train(name: str, folder: Path, dataset: Dataset, note: Callable[[str], None]
         note(f"{k} reference models")
 
 
+def scored(folder: Path, k: int) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
+    """Scores of every attack with reference models on every target, beside k models of the bank; and the truth."""
+    saved = np.load(folder / "references.npz")
+    logits, membership = saved["logits"], saved["membership"]
+    scores: dict[str, list[np.ndarray]] = {}
+    members = []
+    for t, place in enumerate(sorted(folder.glob("target*.npz"), key=lambda p: int(p.stem.removeprefix("target")))):
+        target = np.load(place)
+        models = (t * k + np.arange(k)) % len(logits)
+        evidence = Evidence(
+            target["logits"],
+            target["labels"],
+            reference_logits=logits[models],
+            reference_membership=membership[models],
+        )
+        members.append(target["member"])
+        for name, attack in ATTACKS.items():
+            if Knowledge.REFERENCES in attack.needs and not missing_knowledge(attack, evidence):
+                own = attack(rng=np.random.default_rng(t)).score(evidence)
+                scores.setdefault(name, []).append(own)
+    return scores, members
+
+
+def judge(folder: Path, headline: str, models: list[int], draws: int, *, every: bool) -> None:
+    """Print a table: the headline attack at each number of models, and its differences from the others."""
+    with np.load(folder / "references.npz") as saved:
+        there, n = saved["membership"].shape
+    print(f"\n{folder.name}: {n:,} records, {len(list(folder.glob('target*.npz')))} targets")
+    print(f"| K | metric | {headline} | best other | {headline} less best other | better / level / worse |")
+    print("|--:|---|--:|---|---|---|", flush=True)
+    for k in (k for k in models if k <= there):
+        scores, members = scored(folder, k)
+        known = {name: own.mean(axis=0) for name, own in figures(scores, members).items()}
+        apart = differences(scores, members, headline, draws=draws)
+        for i, metric in enumerate(METRICS):
+            best = max(apart, key=lambda name: known[name][i])
+            better = [name for name, d in apart.items() if d[i].low > 0]
+            worse = [name for name, d in apart.items() if d[i].high < 0]
+            counts = f"{len(better)} / {len(apart) - len(better) - len(worse)} / {len(worse)}"
+            told = f"{best} {known[best][i]:.4f}"
+            print(f"| {k} | {metric} | {known[headline][i]:.4f} | {told} | {apart[best][i]} | {counts} |", flush=True)
+        if every:
+            for name in sorted(apart, key=lambda name: -known[name][0]):
+                print(
+                    f"    {name:34}" + "  ".join(f"{known[name][i]:.4f} {apart[name][i]}" for i in (0, 1)), flush=True
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
@@ -112,10 +164,17 @@ def main() -> None:
     training.add_argument("--unverified-data", action="store_true")
     judging = parts.add_parser("judge")
     judging.add_argument("folders", type=Path, nargs="+")
+    judging.add_argument("--headline", default=HEADLINE)
+    judging.add_argument("--models", default="2,4,8,16,32,64")
+    judging.add_argument("--draws", type=int, default=400)
+    judging.add_argument("--all", action="store_true", help="a row for every attack")
     given = parser.parse_args()
     if given.part == "train":
         dataset = pool_of(SCENARIOS[given.scenario], given.path, given.data_dir, given.unverified_data)
         train(given.scenario, given.folder, dataset, lambda text: print(text, flush=True))
+        return
+    for folder in given.folders:
+        judge(folder, given.headline, [int(k) for k in given.models.split(",")], given.draws, every=given.all)
 
 
 if __name__ == "__main__":

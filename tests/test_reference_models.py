@@ -95,7 +95,7 @@ def test_an_insider_answers_by_the_attack_fixed_in_advance(audited: Audit) -> No
     assert not stranger["fixed"]
     own = next(a for a in document["attacks"] if a["name"] == HEADLINE)["evaluation"]["auc"]
     assert insider["auc"]["low"] == pytest.approx(own["low"])
-    assert "the attack fixed in advance (rank-fusion)" in repr(audited)
+    assert "the attack fixed in advance (taught-fusion)" in repr(audited)
     assert insider["auc"]["value"] > 0.55
 
 

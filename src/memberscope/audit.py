@@ -151,15 +151,29 @@ def observe(
     """
     from memberscope.training.gradients import white_box
     from memberscope.training.probing import ModelOracle
+    from memberscope.training.workshop import RecipeWorkshop
 
-    queries = reference_models.queries_of(target.model.recipe)
-    logits = target.model.query(dataset.x[index], augmentations=queries)
+    model = target.model
+    queries = reference_models.queries_of(model.recipe)
+    logits = model.query(dataset.x[index], augmentations=queries)
+    population = split.validation.any() and not model.recipe.needs_validation
     more: dict[str, Any] = {
         "record_features": content_features(dataset.x[index]),
-        "oracle": ModelOracle(target.model, dataset.x, index),
-        "white_box": white_box(target.model, dataset.x[index], dataset.y[index]),
+        "oracle": ModelOracle(model, dataset.x, index),
+        "white_box": white_box(model, dataset.x[index], dataset.y[index]),
+        "workshop": RecipeWorkshop(
+            model.recipe,
+            dataset.x,
+            dataset.y,
+            index,
+            population=np.flatnonzero(split.validation) if population else None,
+            n_classes=dataset.n_classes,
+            queries=queries,
+            device=model.device,
+            threads=model.threads,
+        ),
     }
-    if split.validation.any() and not target.model.recipe.needs_validation:
+    if population:
         more["population_logits"] = target.model.query(dataset.x[split.validation], augmentations=queries)
         more["population_labels"] = dataset.y[split.validation]
         more["population_features"] = content_features(dataset.x[split.validation])

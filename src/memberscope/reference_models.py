@@ -115,10 +115,13 @@ def notes(config: AuditConfig, split: Split) -> list[str]:
 
 
 def seen(bank: ModelBank, split: Split, index: NDArray[np.int64], *, population: bool) -> dict[str, Any]:
-    """The part of the evidence that reference models give: answers, left on disk, and membership."""
+    """The part of the evidence that reference models give: answers, left on disk, membership, and their weights."""
+    from memberscope.training.gradients import reference_white_box
+
     told: dict[str, Any] = {
         "reference_logits": bank.logits(index),
         "reference_membership": bank.membership[:, index],
+        "reference_white_box": reference_white_box(bank.model, bank.dataset.x, bank.dataset.y, index),
     }
     if population:
         told["population_reference_logits"] = bank.logits(split.validation)

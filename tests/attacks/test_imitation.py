@@ -129,9 +129,8 @@ def audited() -> tuple[Evidence, NDArray[np.bool_], RecipeWorkshop]:
         fit(RECIPE, x, y, member, n_classes=C, seed=seed, device="cpu", threads=1) for seed, member in enumerate(inside)
     ]
     logits = np.stack([model.query(x) for model in models])
-    workshop = RecipeWorkshop(
-        RECIPE, x[:N], y[:N], n_classes=C, population=(x[N:], y[N:]), device="cpu", threads=1
-    )  # fmt: skip
+    pool = np.arange(N + Z)
+    workshop = RecipeWorkshop(RECIPE, x, y, pool[:N], population=pool[N:], n_classes=C, device="cpu", threads=1)
     evidence = Evidence(
         logits[0][:, :N],
         y[:N],
@@ -187,6 +186,7 @@ def test_the_workshop_of_some_records_answers_about_these_and_refuses_what_it_ca
         part.workshop.train(Imitation("records", np.ones(5, bool), teacher, 0))
     with pytest.raises(EvidenceError, match="no record"):
         part.workshop.train(Imitation("records", np.zeros(4, bool), teacher, 0))
-    alone = RecipeWorkshop(RECIPE, np.zeros((4, 2), np.float32), np.zeros(4, np.int64), n_classes=C, device="cpu")
+    x, y = np.zeros((4, 2), np.float32), np.zeros(4, np.int64)
+    alone = RecipeWorkshop(RECIPE, x, y, np.arange(4), n_classes=C, device="cpu")
     with pytest.raises(EvidenceError, match="no population"):
         alone.train(Imitation("population", np.ones(4, bool), teacher, 0))

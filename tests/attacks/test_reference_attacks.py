@@ -16,8 +16,8 @@ from memberscope.attacks.calibration import AttackR, DifficultyCalibration, Diff
 from memberscope.attacks.class_calibrated import ClassCalibratedModifiedEntropy
 from memberscope.attacks.comparison import Comparison
 from memberscope.attacks.eb_lira import EbLira
-from memberscope.attacks.ensemble import Ensemble
-from memberscope.attacks.fusion import RankFusion, rank_shares
+from memberscope.attacks.ensemble import Ensemble, TaughtFusion
+from memberscope.attacks.fusion import RankFusion, normal_scores, rank_shares
 from memberscope.attacks.lira import (
     LiraOfflineOneSided,
     LiraOfflineTwoSided,
@@ -41,6 +41,7 @@ from memberscope.attacks.rmia import (
 from memberscope.errors import MissingKnowledgeError
 from memberscope.evidence import Evidence
 from memberscope.reference_signals import ReferenceSignals, log_probability
+from memberscope.statistics.curves import auc, rank
 
 Floats = NDArray[np.float64]
 
@@ -290,7 +291,59 @@ def test_fusion_is_the_mean_of_two_normal_scores() -> None:
     assert len(np.unique(scores)) == 500
 
 
-@pytest.mark.parametrize("attack", [Rapid, Ensemble, RmiaOffline])
+def leaking(n: int, k: int, rng: np.random.Generator) -> tuple[Evidence, NDArray[np.bool_]]:
+    """Hard records move far when they are trained on, easy ones not at all."""
+    inside, member = np.argsort(rng.random((k, n)), axis=0) < k // 2, rng.random(n) < 0.5
+    difficulty = rng.normal(0, 2, n)
+    moves = np.where(difficulty < 0, 3.0, 0.3)
+    phi = difficulty + moves * np.vstack([member[None], inside]) + rng.normal(size=(k + 1, n))
+    logits = np.stack([-phi / 2, phi / 2], axis=-1)[:, None]
+    evidence = Evidence(logits[0], np.ones(n, np.int64), reference_logits=logits[1:], reference_membership=inside)
+    return evidence, member
+
+
+def test_the_taught_fusion_is_half_rank_fusion_and_half_ensemble() -> None:
+    evidence, member = leaking(2000, 8, np.random.default_rng(0))
+    scores, taught = (attack(rng=np.random.default_rng(1)).score(evidence) for attack in (TaughtFusion, Ensemble))
+    expected = RankFusion().score(evidence) + normal_scores(taught)
+    np.testing.assert_allclose(scores, expected, atol=1e-7)
+    told = {attack: auc(rank(attack().score(evidence), member)) for attack in (TaughtFusion, EbLira, RmiaOnline)}
+    assert told[TaughtFusion] > max(told[EbLira], told[RmiaOnline])
+
+
+def test_the_ensemble_is_taught_by_reference_models_and_never_by_the_target() -> None:
+    rng = np.random.default_rng(0)
+    evidence, _ = leaking(1500, 8, rng)
+    other = Evidence(
+        rng.normal(size=evidence.logits.shape),
+        evidence.labels,
+        reference_logits=evidence.reference_logits,
+        reference_membership=evidence.reference_membership,
+    )
+    first, second = (Ensemble(rng=np.random.default_rng(1)) for _ in range(2))
+    first.score(evidence)
+    second.score(other)
+    asked = rng.normal(size=(50, 4))
+    np.testing.assert_array_equal(
+        first._classifier.decision_function(asked), second._classifier.decision_function(asked)
+    )
+
+
+def test_eb_lira_takes_the_variance_of_records_of_like_difficulty() -> None:
+    """Models differ ten times as much about hard records: an answer that is plain for one is odd for the other."""
+    rng = np.random.default_rng(0)
+    n, k = 6000, 4
+    hard = np.arange(n) % 2 == 0
+    inside, member = np.argsort(rng.random((k, n)), axis=0) < k // 2, rng.random(n) < 0.5
+    spread = np.where(hard, 2.0, 0.2)
+    mu = np.where(hard, -4.0, 4.0)
+    phi = mu + 0.4 * np.vstack([member[None], inside]) + spread * rng.normal(size=(k + 1, n))
+    one = comparison(phi[:1], phi[1:, None], inside)
+    told = {name: auc(rank(a.compare(one), member)) for name, a in (("eb", EbLira()), ("bayes", LiraOnlineBayes()))}
+    assert told["eb"] > told["bayes"] + 0.02
+
+
+@pytest.mark.parametrize("attack", [Rapid, Ensemble, TaughtFusion, RmiaOffline])
 def test_with_too_few_models_to_play_there_is_a_stated_stand_in(attack: Any) -> None:
     rng = np.random.default_rng(0)
     inside = np.stack([rng.random(100) < 0.5] * 2)
@@ -299,7 +352,7 @@ def test_with_too_few_models_to_play_there_is_a_stated_stand_in(attack: Any) -> 
     logits = np.stack([-phi / 2, phi / 2], axis=-1)[:, None]
     evidence = Evidence(logits[0], np.ones(100, np.int64), reference_logits=logits[1:], reference_membership=inside)
     scores = attack().score(evidence)
-    if attack is Ensemble:
+    if attack in (Ensemble, TaughtFusion):
         np.testing.assert_array_equal(scores, RankFusion().score(evidence))
     elif attack is Rapid:
         ranked = np.argsort(LiraOfflineOneSided().score(evidence))

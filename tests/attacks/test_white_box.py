@@ -38,7 +38,7 @@ def audited() -> tuple[Evidence, np.ndarray]:
         reference_logits=logits[1:],
         reference_membership=INSIDE[1:],
         white_box=white_box(models[0], x, y),
-        reference_white_box=reference_white_box(lambda k: models[1 + k], x, y),
+        reference_white_box=reference_white_box(lambda k: models[1 + k], x, y, np.arange(N)),
     )
     return evidence, INSIDE[0]
 

@@ -34,17 +34,18 @@ class Rapid(ReferenceAttack):
         """Learn from reference models that play the target."""
         targets = played()
         if targets:
-            features = np.concatenate([_features(one.comparison) for one in targets])
+            features = np.concatenate([calibrated_features(one.comparison) for one in targets])
             self._classifier = fit_trees(features, np.concatenate([one.member for one in targets]), self.rng)
 
     def compare(self, comparison: Comparison) -> Scores:
         """Log-odds of membership."""
-        features = _features(comparison)
+        features = calibrated_features(comparison)
         if self._classifier is None:
             return features[:, 1]
         return log_odds(self._classifier, features, features[:, 1])
 
 
-def _features(comparison: Comparison) -> Floats:
+def calibrated_features(comparison: Comparison) -> Floats:
+    """Phi, and phi less its mean over OUT models, averaged over queries: float64 [N, 2]."""
     phi = comparison.phi()
     return np.column_stack([phi.mean(axis=0), (phi - fit_worlds(comparison).mean_out).mean(axis=0)])

@@ -13,7 +13,7 @@ from memberscope.attacks.bayes_lira import LiraOfflineBayes, LiraOnlineBayes
 from memberscope.attacks.calibration import AttackR, DifficultyCalibration, DifficultyMidpoint, DifficultyMidpointPhi
 from memberscope.attacks.class_calibrated import ClassCalibratedModifiedEntropy
 from memberscope.attacks.eb_lira import EbLira
-from memberscope.attacks.ensemble import Ensemble
+from memberscope.attacks.ensemble import Ensemble, TaughtFusion
 from memberscope.attacks.four_features import BoostedTreesFourFeatures, LogisticRegressionFourFeatures
 from memberscope.attacks.fusion import RankFusion
 from memberscope.attacks.imitation import DistillationTrajectory, Imia
@@ -44,7 +44,7 @@ from memberscope.errors import ConfigError
 
 ENTRY_POINT_GROUP = "memberscope.attacks"
 
-HEADLINE = RankFusion.name
+HEADLINE = TaughtFusion.name
 """The attack that an audit with reference models answers by, fixed here and not by what does best on its records."""
 
 ATTACKS: dict[str, type[Attack]] = {
@@ -87,6 +87,7 @@ ATTACKS: dict[str, type[Attack]] = {
         RmiaOnlineT2,
         RankFusion,
         Ensemble,
+        TaughtFusion,
         Imia,
         DistillationTrajectory,
         WeightGradientNorm,

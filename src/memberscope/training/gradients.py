@@ -24,7 +24,7 @@ _TINY = 1e-300
 
 
 def reference_white_box(
-    model: Callable[[int], TrainedModel], x: NDArray[Any], y: NDArray[np.int64]
+    model: Callable[[int], TrainedModel], x: NDArray[Any], y: NDArray[np.int64], index: NDArray[np.int64]
 ) -> Callable[[int, str, NDArray[np.int64]], NDArray[np.float64]]:
     """What the weights of reference models say about records (`memberscope.workshop.ReferenceWhiteBox`).
 
@@ -33,11 +33,13 @@ def reference_white_box(
     model
         Gives reference model k: `ModelBank.model`.
     x, y
-        The records, as for `white_box`.
+        The pool.
+    index
+        int64 [N]: the records under audit.
     """
 
     def feature(k: int, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        return white_box(model(k), x[rows], y[rows])(name)
+        return white_box(model(k), x[index[rows]], y[index[rows]])(name)
 
     return feature
 

@@ -30,13 +30,15 @@ class RecipeWorkshop:
     recipe
         The target's.
     x, y
-        The N records under audit, uint8 [N, C, H, W] or float32 [N, d], and their classes int64 [N].
+        The pool, uint8 [P, C, H, W] or float32 [P, d], and its classes int64 [P].
+    rows
+        int64 [N]: the records under audit.
+    population
+        int64 [Z]: the known non-members, or None.
     n_classes
         Number of classes.
     queries
         Under which models answer about the records.
-    population
-        Records and classes of the Z known non-members, or None.
     device, threads
         Where models are trained.
     """
@@ -46,26 +48,29 @@ class RecipeWorkshop:
         recipe: Recipe,
         x: NDArray[Any],
         y: NDArray[np.int64],
+        rows: NDArray[np.int64],
         *,
+        population: NDArray[np.int64] | None = None,
         n_classes: int,
         queries: tuple[str, ...] = ("none",),
-        population: tuple[NDArray[Any], NDArray[np.int64]] | None = None,
         device: str = "auto",
         threads: int | None = None,
     ) -> None:
         self._recipe, self._x, self._y = recipe, x, y
-        self._n_classes, self._queries, self._population = n_classes, queries, population
+        self._rows, self._population = rows, population
+        self._n_classes, self._queries = n_classes, queries
         self._device, self._threads = device, threads
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> RecipeWorkshop:
         """The workshop for some of the records."""
         return RecipeWorkshop(
             self._recipe,
-            self._x[rows],
-            self._y[rows],
+            self._x,
+            self._y,
+            self._rows[rows],
+            population=self._population,
             n_classes=self._n_classes,
             queries=self._queries,
-            population=self._population,
             device=self._device,
             threads=self._threads,
         )
@@ -93,22 +98,22 @@ class RecipeWorkshop:
                 apprentice.epoch(epoch)
                 if epoch in due:
                     model = apprentice.model(x.shape[1:], self._threads)
-                    answers.append(model.query(self._x, augmentations=self._queries))
+                    answers.append(model.query(self._x[self._rows], augmentations=self._queries))
         return np.stack(answers)
 
     def _material(self, imitation: Imitation) -> tuple[NDArray[Any], NDArray[np.int64]]:
         if imitation.on == "population" and self._population is None:
             raise EvidenceError("there is no population to train on", "set records aside (--validation-fraction)")
-        x, y = (self._x, self._y) if imitation.on == "records" or self._population is None else self._population
-        if imitation.rows.shape != (len(x),) or imitation.teacher.shape != (len(x), self._n_classes):
+        index = self._rows if imitation.on == "records" or self._population is None else self._population
+        if imitation.rows.shape != (len(index),) or imitation.teacher.shape != (len(index), self._n_classes):
             raise EvidenceError(
                 f"rows {list(imitation.rows.shape)} and teacher {list(imitation.teacher.shape)} do not fit "
-                f"{len(x)} records of {self._n_classes} classes",
+                f"{len(index)} records of {self._n_classes} classes",
                 "this is a bug of the attack",
             )
         if not imitation.rows.any():
             raise EvidenceError("a training on no record was asked for", "this is a bug of the attack")
-        return x, y
+        return self._x[index], self._y[index]
 
 
 class _Apprentice:
