@@ -22,7 +22,7 @@ from memberscope.summary import answer, attack_table, ci, strongest_row, summary
 class Needy(Loss):
     """Needs what nobody has."""
 
-    name, needs = "needy", frozenset({Knowledge.ROUNDS})
+    name, needs = "needy", frozenset({Knowledge.GLOBAL_MODELS})
 
 
 def results_of(n: int, attacks: tuple[type[Attack], ...]) -> tuple[list[AttackResult], np.ndarray]:
@@ -156,7 +156,7 @@ def test_the_table_has_every_attack_strongest_first() -> None:
     table = attack_table(DOCUMENT)
     assert table[0] == ["attack", "AUC", "accuracy", "TPR at 0.1 FPR", "seconds"]
     assert [row[0] for row in table[1:]] == ["loss", "gap", "needy"]
-    assert table[3][1].startswith("skipped: needs the models or updates of the rounds of a federation")
+    assert table[3][1].startswith("skipped: needs the global model of every round of a federation")
     assert table[3][2:] == ["", "", ""]
     assert attack_table(document_of(2400, (Needy,)))[0] == ["attack", "AUC", "accuracy", "seconds"]
 

@@ -334,7 +334,10 @@ def test_signals_of_references_follow_the_records() -> None:
         ({Knowledge.SOME_MEMBERSHIP}, "informed stranger"),
         ({Knowledge.REFERENCES}, "insider"),
         ({Knowledge.WEIGHTS}, "thief"),
-        ({Knowledge.ROUNDS}, "everything"),
+        ({Knowledge.GLOBAL_MODELS}, "curious client"),
+        ({Knowledge.GLOBAL_MODELS, Knowledge.SOME_MEMBERSHIP}, "curious client"),
+        ({Knowledge.SUMS}, "curious server behind secure aggregation"),
+        ({Knowledge.UPDATES, Knowledge.REFERENCES}, "curious server"),
     ],
 )
 def test_an_attack_belongs_to_the_weakest_adversary_who_could_run_it(needs: set[Knowledge], name: str) -> None:

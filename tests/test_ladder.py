@@ -12,7 +12,7 @@ from memberscope.attacks.registry import HEADLINE
 from memberscope.attacks.runner import AttackResult, run_attacks
 from memberscope.attacks.threshold import CorrectnessGap, Entropy, Loss
 from memberscope.evidence import ADVERSARIES, Knowledge, from_logits
-from memberscope.ladder import FEDERATED_ROWS, headline, ladder, lowest_supported_fpr, strongest
+from memberscope.ladder import MALICIOUS, headline, ladder, lowest_supported_fpr, strongest
 from memberscope.statistics.evaluation import FPRS
 
 N, C = 2200, 3
@@ -51,7 +51,7 @@ def results_of(*attacks: type[Attack], white_box: Any = None) -> list[AttackResu
 
 def rows_of(results: list[AttackResult], member: np.ndarray = MEMBER) -> dict[str, dict[str, Any]]:
     rows = ladder(results, member, confidence=0.95, rng=np.random.default_rng(0), no_rounds="no federation")
-    assert [row["adversary"] for row in rows] == [*(a.name for a in ADVERSARIES), *(name for name, _ in FEDERATED_ROWS)]
+    assert [row["adversary"] for row in rows] == [*(a.name for a in ADVERSARIES), MALICIOUS[0]]
     return {row["adversary"]: row for row in rows}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memberscope import seeds
-from memberscope.attacks.registry import HEADLINE
+from memberscope.attacks.registry import HEADLINES
 from memberscope.attacks.runner import AttackResult
 from memberscope.checks import Finding
 from memberscope.ladder import headline, ladder, lowest_supported_fpr
@@ -61,7 +61,7 @@ def assemble(
     best = headline(results, fpr)
     rule = (
         "fixed before any attack ran, because reference models were there; its intervals need no correction for choice"
-        if best is not None and best.name == HEADLINE
+        if best is not None and best.name in HEADLINES
         else f"the attack with the highest true-positive rate at a false-positive rate of {fpr:.4g}, the lowest that "
         f"{int((~member).sum()):,} non-members support"
         if fpr is not None
@@ -77,7 +77,7 @@ def assemble(
         "references": None if references is None else dict(references),
         "attacks": [_with_histogram(result, member) for result in results],
         "headline": None if best is None else best.name,
-        "headline_fixed": best is not None and best.name == HEADLINE,
+        "headline_fixed": best is not None and best.name in HEADLINES,
         "headline_rule": rule,
         "ladder": rows,
         "exposed": {

@@ -7,7 +7,6 @@ are read-only views, so that no attack changes what the next one sees.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -18,28 +17,23 @@ from numpy.typing import NDArray
 
 from memberscope.errors import EvidenceError
 from memberscope.evidence_checks import as_labels, check_answers, check_features, check_reference_logits
+from memberscope.knowledge import Knowledge
 from memberscope.probes import Oracle
 from memberscope.reference_signals import ReferenceSignals
+from memberscope.rounds import Rounds
 from memberscope.signals import Signals
 from memberscope.workshop import ReferenceWhiteBox, Workshop
 
-
-class Knowledge(enum.Enum):
-    """What an attack needs; the value says how to get it, for whoever lacks it."""
-
-    LABELS = "the class that the model predicts for each record"
-    PROBABILITIES = "the probability vector (or logits) that the model answers for each record"
-    TRUE_LABELS = "the true class of each record"
-    SOME_MEMBERSHIP = "the membership of some records, from which the attack learns"
-    POPULATION = "records known to be non-members, apart from those under audit"
-    RECORDS = "the records themselves, as vectors of features"
-    QUERIES = "the right to ask the model about altered copies of the records"
-    REFERENCES = "reference models trained on known random halves of the pool"
-    REFERENCES_IN = "reference models trained on some of the records under audit"
-    WORKSHOP = "the means to train models on the answers of the model"
-    REFERENCE_WEIGHTS = "the weights of the reference models"
-    WEIGHTS = "the weights of the model"
-    ROUNDS = "the models or updates of the rounds of a federation"
+__all__ = [
+    "ADVERSARIES",
+    "OF_ROUNDS",
+    "Adversary",
+    "Evidence",
+    "Knowledge",
+    "adversary_for",
+    "from_logits",
+    "from_probabilities",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,10 @@ _K = Knowledge
 _LABELS_ONLY = frozenset({_K.LABELS, _K.TRUE_LABELS, _K.RECORDS, _K.QUERIES})
 _STRANGER = _LABELS_ONLY | {_K.PROBABILITIES, _K.POPULATION}
 _INSIDER = _STRANGER | {_K.REFERENCES, _K.REFERENCES_IN, _K.REFERENCE_WEIGHTS, _K.WORKSHOP}
+_THIEF = _INSIDER | {_K.WEIGHTS}
+_CURIOUS_CLIENT = _THIEF | {_K.SOME_MEMBERSHIP, _K.GLOBAL_MODELS}
+_BEHIND_SECURE_AGGREGATION = _CURIOUS_CLIENT | {_K.SUMS}
+_CURIOUS_SERVER = _BEHIND_SECURE_AGGREGATION | {_K.UPDATES}
 
 ADVERSARIES: tuple[Adversary, ...] = (
     Adversary("stranger, labels only", "the predicted class of a record", _LABELS_ONLY),
@@ -63,9 +61,19 @@ ADVERSARIES: tuple[Adversary, ...] = (
         "informed stranger", "the same, and the membership of some other records", _STRANGER | {_K.SOME_MEMBERSHIP}
     ),
     Adversary("insider", "the stranger's view, and data like the training data to train reference models", _INSIDER),
-    Adversary("thief", "the weights", _INSIDER | {_K.WEIGHTS}),
+    Adversary("thief", "the weights", _THIEF),
+    Adversary("curious client", "the global model of every round", _CURIOUS_CLIENT),
+    Adversary(
+        "curious server behind secure aggregation",
+        "the global model and the sum of updates of every round",
+        _BEHIND_SECURE_AGGREGATION,
+    ),
+    Adversary("curious server", "every client's update of every round", _CURIOUS_SERVER),
 )
 """Weakest first; an attack belongs to the first adversary whose knowledge covers its needs."""
+
+OF_ROUNDS = frozenset({_K.GLOBAL_MODELS, _K.SUMS, _K.UPDATES})
+"""What only a party of a federation sees."""
 
 
 def adversary_for(needs: frozenset[Knowledge]) -> Adversary:
@@ -108,6 +116,9 @@ class Evidence:
         Trains models on the target's answers, or None.
     oracle
         Answers the predicted class of altered copies of the records, or None.
+    rounds
+        What a party of a federation saw of its rounds, or None. A record is then a pair of a client and a record that
+        this client may have trained on, and the answers are those of the last global model.
     has_logits
         False where only probabilities were seen: `logits` then holds their logarithm.
     """
@@ -126,6 +137,7 @@ class Evidence:
     reference_white_box: ReferenceWhiteBox | None = field(default=None, repr=False)
     workshop: Workshop | None = field(default=None, repr=False)
     oracle: Oracle | None = field(default=None, repr=False)
+    rounds: Rounds | None = field(default=None, repr=False)
     has_logits: bool = True
 
     def __post_init__(self) -> None:
@@ -139,6 +151,11 @@ class Evidence:
         self._check_references()
         self._check_population()
         self._check_features()
+        if self.rounds is not None and self.rounds.n_pairs != self.n_records:
+            raise EvidenceError(
+                f"the rounds are about {self.rounds.n_pairs:,} pairs and the answers about {self.n_records:,} records",
+                "one answer a pair",
+            )
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, np.ndarray):
@@ -239,6 +256,8 @@ class Evidence:
             known.add(Knowledge.WORKSHOP)
         if self.oracle is not None:
             known.add(Knowledge.QUERIES)
+        if self.rounds is not None:
+            known |= self.rounds.knowledge
         return frozenset(known)
 
     @cached_property
@@ -288,6 +307,7 @@ class Evidence:
             else lambda model, name, rows: of_references(model, name, here[rows]),
             workshop=None if self.workshop is None else self.workshop.take(rows),
             oracle=None if self.oracle is None else self.oracle.take(rows),
+            rounds=None if self.rounds is None else self.rounds.take(rows),
         )
 
     def __repr__(self) -> str:

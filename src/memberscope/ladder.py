@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memberscope.attacks.registry import HEADLINE
+from memberscope.attacks.registry import HEADLINES
 from memberscope.attacks.runner import AttackResult, evaluate_scores
-from memberscope.evidence import ADVERSARIES, Adversary, adversary_for
+from memberscope.evidence import ADVERSARIES, OF_ROUNDS, Adversary, adversary_for
 from memberscope.statistics.evaluation import FPRS
 from memberscope.statistics.operating import nonmembers_needed
 
-FEDERATED_ROWS = (
-    ("curious client", "the global model of every round"),
-    ("curious server behind secure aggregation", "the global model and the sum of updates of every round"),
-    ("curious server", "every client's update of every round"),
-    ("malicious client / server", "as above, and may send what it likes"),
-)
+MALICIOUS = ("malicious client / server", "as above, and may send what it likes")
+"""The last row: what it achieves is measured in federations of its own, where somebody tampers."""
 
 
 def lowest_supported_fpr(n_nonmembers: int) -> float | None:
@@ -35,13 +31,13 @@ def strongest(results: Sequence[AttackResult], fpr: float | None) -> AttackResul
 
 
 def headline(results: Sequence[AttackResult], fpr: float | None) -> AttackResult | None:
-    """The attack that the answer is given for: the one fixed in advance where it ran, else the strongest on these data.
+    """The attack that the answer is given for: one fixed in advance where it ran, else the strongest on these data.
 
     The first needs no correction for choice. Without reference models no attack is known to lead beforehand: which one
     does depends on how the model was trained.
     """
-    fixed = next((r for r in results if r.name == HEADLINE and r.evaluation is not None), None)
-    return fixed or strongest(results, fpr)
+    fixed = [r for r in results if r.name in HEADLINES and r.evaluation is not None]
+    return max(fixed, key=lambda r: HEADLINES.index(r.name), default=None) or strongest(results, fpr)
 
 
 def ladder(
@@ -50,26 +46,31 @@ def ladder(
     *,
     confidence: float,
     rng: np.random.Generator,
-    no_rounds: str,
+    no_rounds: str | None,
+    malicious: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the exposure ladder, weakest adversary first.
 
     An adversary may use every attack whose needs its knowledge covers. Picking the best of A attacks on the records
-    that it is judged on flatters it, so the intervals of a row are at 1 - (1 - confidence) / A (Bonferroni). Where the
+    that it is judged on flatters it, so the intervals of a row are at 1 - (1 - confidence) / A (Bonferroni). Where an
     attack fixed in advance ran, the weakest adversary who can run it stands with that one alone, uncorrected, and
     stronger ones choose between it and what only they can run. `no_rounds` is the reason why the adversaries of a
-    federation were not measured.
+    federation were not measured, None where they were. `malicious` fills the last row, with figures of federations in
+    which somebody tampered.
     """
     fpr = lowest_supported_fpr(int((~member).sum()))
     rows: list[dict[str, Any]] = []
     measured: list[Adversary] = []
     for adversary in ADVERSARIES:
         row: dict[str, Any] = {"adversary": adversary.name, "sees": adversary.sees}
+        if no_rounds is not None and adversary.knowledge & OF_ROUNDS:
+            rows.append(row | {"status": "not measured", "reason": no_rounds})
+            continue
         open_to = [r for r in results if r.evaluation is not None and r.attack.needs <= adversary.knowledge]
         own = [r for r in open_to if adversary_for(r.attack.needs).name == adversary.name]
-        fixed = [r for r in open_to if r.name == HEADLINE]
-        if fixed:
-            open_to = fixed if fixed[0] in own else [*fixed, *own]
+        fixed = headline([r for r in open_to if r.name in HEADLINES], fpr)
+        if fixed is not None:
+            open_to = [fixed] if fixed in own else [fixed, *own]
         best = strongest(open_to, fpr)
         if best is None or not own:
             row |= {"status": "not measured", "reason": _why_not(adversary, results, measured)}
@@ -85,14 +86,15 @@ def ladder(
             "tpr": None if fpr is None else {"fpr": fpr, "estimate": _tpr(figures[best.name], fpr)},
             "auc_attack": by_auc.name,
             "auc": asdict(figures[by_auc.name].auc),
-            "fixed": [r.name for r in open_to] == [HEADLINE],
+            "fixed": [r.name for r in open_to] == [fixed.name] if fixed is not None else False,
             "corrected_for": len(open_to),
             "confidence": adjusted,
         }
         measured.append(adversary)
         rows.append(row)
-    for name, sees in FEDERATED_ROWS:
-        rows.append({"adversary": name, "sees": sees, "status": "not measured", "reason": no_rounds})
+    name, sees = MALICIOUS
+    untried = {"status": "not measured", "reason": no_rounds or "no federation with a malicious party was audited"}
+    rows.append({"adversary": name, "sees": sees, **(untried if malicious is None else malicious)})
     return rows
 
 

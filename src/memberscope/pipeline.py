@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memberscope import environment, seeds
-from memberscope.attacks.registry import HEADLINE
+from memberscope.attacks.registry import HEADLINES
 from memberscope.attacks.runner import evaluate_scores
+from memberscope.ladder import headline
 from memberscope.policy import judge
 from memberscope.result import Audit
 
@@ -92,7 +93,8 @@ def _judge(
     others share the rest: the more of them there are, the less that one loses.
     """
     run = [r for r in results if r.scores is not None]
-    fixed = any(r.name == HEADLINE for r in run)
+    ours = headline(run, None)
+    fixed = ours is not None and ours.name in HEADLINES
     entries = []
     for result in results:
         evaluation = None
@@ -100,7 +102,7 @@ def _judge(
             rng = seeds.generator(seed, "evaluation", f"policy {result.name}")
             error = (1 - level) / len(run)
             if fixed and len(run) > 1:
-                error = (1 - level) / 2 if result.name == HEADLINE else (1 - level) / 2 / (len(run) - 1)
+                error = (1 - level) / 2 if result is ours else (1 - level) / 2 / (len(run) - 1)
             evaluation = evaluate_scores(result.attack, result.scores, member, confidence=1 - error, rng=rng).to_dict()
         entries.append({"name": result.name, "status": result.status, "evaluation": evaluation})
     return judge(policy, entries, problems=[f.code for f in findings if f.status == "problem"])

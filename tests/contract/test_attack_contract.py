@@ -16,7 +16,7 @@ from memberscope.errors import EvidenceError, MissingKnowledgeError
 from memberscope.evidence import ADVERSARIES, Evidence, Knowledge
 from memberscope.statistics.curves import auc, rank
 
-ELSEWHERE = {"WEIGHTS", "ROUNDS", "QUERIES", "WORKSHOP"}
+ELSEWHERE = {"WEIGHTS", "QUERIES", "WORKSHOP", "GLOBAL_MODELS", "SUMS", "UPDATES"}
 """Knowledge that takes a model to query: attacks that need it are tried with their own tests."""
 
 ATTACKS = list(all_attacks().values())

@@ -122,7 +122,9 @@ HOW_TO_GET: dict[Knowledge, str] = {
     Knowledge.WORKSHOP: "Audit the model itself (`memberscope audit`), so that models can be trained on its answers.",
     Knowledge.REFERENCE_WEIGHTS: "Audit the model itself with --shadows K: answers alone do not hold the weights.",
     Knowledge.WEIGHTS: "Audit the model itself (`memberscope audit`): answers alone do not hold the weights.",
-    Knowledge.ROUNDS: "Record the rounds of a federation.",
+    Knowledge.GLOBAL_MODELS: "Record the rounds of a federation (`memberscope federate`).",
+    Knowledge.SUMS: "Record the rounds at the server of the federation.",
+    Knowledge.UPDATES: "Record each client's reply at the server, without secure aggregation.",
 }
 
 

@@ -19,9 +19,11 @@ Written from the attacks' cards by `python -m memberscope.attacks.cards`; a test
 card here is also shown by `memberscope list attacks NAME`, and printed in every report.
 
 A score is higher the more likely a record is a member. An attack belongs to the weakest adversary who could run it, and
-is run by `auto` wherever the evidence holds the knowledge that it needs; those marked *on request* take minutes or more
-and are run when named (`--attacks auto white-box-classifier`). Notation: z logits, p softmax, y the true class,
-phi = log(p_y / (1 - p_y)); IN and OUT models are reference models trained with and without the record.
+is run by `auto` wherever the evidence holds the knowledge that it needs; those marked *on request* take minutes or
+more, or repeat another attack without its normalisation, and are run when named (`--attacks auto
+white-box-classifier`). Notation: z logits, p softmax, y the true class, phi = log(p_y / (1 - p_y)); IN and OUT models
+are reference models trained with and without the record. In a federation w^t is the global model of round t, w_k^t what
+client k made of it, g_x the gradient of record x at w^t.
 """
 
 

@@ -14,6 +14,8 @@ from memberscope.attacks.calibration import AttackR, DifficultyCalibration, Diff
 from memberscope.attacks.class_calibrated import ClassCalibratedModifiedEntropy
 from memberscope.attacks.eb_lira import EbLira
 from memberscope.attacks.ensemble import Ensemble, TaughtFusion
+from memberscope.attacks.federated_registry import FIXED
+from memberscope.attacks.federated_registry import named as federated_attacks
 from memberscope.attacks.four_features import BoostedTreesFourFeatures, LogisticRegressionFourFeatures
 from memberscope.attacks.fusion import RankFusion
 from memberscope.attacks.imitation import DistillationTrajectory, Imia
@@ -46,6 +48,9 @@ ENTRY_POINT_GROUP = "memberscope.attacks"
 
 HEADLINE = TaughtFusion.name
 """The attack that an audit with reference models answers by, fixed here and not by what does best on its records."""
+
+HEADLINES = (HEADLINE, *FIXED)
+"""The attacks fixed in advance, from the weakest adversary to the strongest, which is the server of a federation."""
 
 ATTACKS: dict[str, type[Attack]] = {
     attack.name: attack
@@ -95,6 +100,7 @@ ATTACKS: dict[str, type[Attack]] = {
         WhiteBoxClassifier,
     )
 }
+ATTACKS |= federated_attacks()
 
 
 @cache

@@ -1,0 +1,52 @@
+"""The attacks on the rounds of a federation, by seat."""
+
+from __future__ import annotations
+
+from memberscope.attacks.base import Attack
+from memberscope.attacks.federated import FederatedAttack, raw
+from memberscope.attacks.federated_fedmia import FedMiaCosine, FedMiaLoss
+from memberscope.attacks.federated_filter import GlobalFilter, SumFilter, UpdateFilter
+from memberscope.attacks.federated_global import GlobalGradientNorm, GlobalLoss, GlobalLossDrop, GlobalTrajectory
+from memberscope.attacks.federated_scores import ZCosine, ZLoss
+from memberscope.attacks.federated_sums import SumCosine, SumDot
+from memberscope.attacks.federated_updates import (
+    Cosine,
+    Dot,
+    DotOverLength,
+    GradientDifference,
+    LocalLoss,
+    LocalTrajectory,
+    LossDrop,
+)
+
+FEDERATED: tuple[type[FederatedAttack], ...] = (
+    GlobalLoss,
+    GlobalTrajectory,
+    GlobalLossDrop,
+    GlobalGradientNorm,
+    GlobalFilter,
+    SumCosine,
+    SumDot,
+    SumFilter,
+    LocalLoss,
+    LocalTrajectory,
+    LossDrop,
+    Cosine,
+    Dot,
+    DotOverLength,
+    GradientDifference,
+    FedMiaLoss,
+    FedMiaCosine,
+    ZCosine,
+    ZLoss,
+    UpdateFilter,
+)
+"""Attacks on the rounds of a federation, from the weakest seat to the strongest."""
+
+FIXED = (GlobalFilter.name, SumFilter.name, UpdateFilter.name)
+"""Of each seat the attack fixed in advance, from the weakest seat to the strongest."""
+
+
+def named() -> dict[str, type[Attack]]:
+    """All of them by name, the raw ones too."""
+    return {attack.name: attack for attack in (*FEDERATED, *(raw(attack) for attack in FEDERATED))}

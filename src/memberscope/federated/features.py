@@ -1,0 +1,310 @@
+"""From models to numbers: what every recorded model says about the records, computed once and kept.
+
+Works on a transcript afterwards, or online: whoever holds the models of a round hands them to `FeatureWriter.round`,
+and no weights are kept. A round is a file, written whole or not at all, so that a long extraction goes on where it was
+killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memberscope.errors import RunFolderError
+from memberscope.federated.prober import Arrays, Prober, finite, length
+from memberscope.files import replacing, write_text
+from memberscope.round_features import RoundFeatures
+from memberscope.signals import logit_scaled_confidence
+
+DIRECTION_BYTES = 1 << 30
+"""Updates held against the gradients at once take so much memory at most."""
+
+FORMAT = 1
+
+
+class Recorded(Protocol):
+    """What is read of a transcript (`memberscope.federated.transcript.Transcript`)."""
+
+    @property
+    def rounds(self) -> list[int]: ...  # noqa: D102
+
+    @property
+    def only_sums(self) -> bool: ...  # noqa: D102
+
+    def clients_of(self, round_: int, /) -> list[int]: ...  # noqa: D102
+
+    def num_examples(self, round_: int, client: int, /) -> float | None: ...  # noqa: D102
+
+    def sent(self, round_: int, /) -> Any: ...  # noqa: D102
+
+    def sent_to(self, round_: int, client: int, /) -> Any: ...  # noqa: D102
+
+    def received(self, round_: int, client: int, /) -> Any: ...  # noqa: D102
+
+    def sum(self, round_: int, /) -> Any: ...  # noqa: D102
+
+    def aggregate(self, round_: int, /) -> Any: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One client's model of a round, and the model that it was sent where that is not the global one."""
+
+    client: int
+    model: Arrays
+    examples: float | None = None
+    sent: Arrays | None = None
+
+
+class FeatureWriter:
+    """Turns rounds into features, a file a round in `folder`.
+
+    Parameters
+    ----------
+    prober
+        Asks the models about the N records.
+    folder
+        Where the features are kept. Files of an earlier run with the same `identity` are taken; others are refused.
+    identity
+        What the features depend on beside the models: hashed with the labels.
+
+    Raises
+    ------
+    RunFolderError
+        The folder holds features of other records or of another federation.
+    """
+
+    def __init__(self, prober: Prober, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.prober, self.folder = prober, Path(folder)
+        self.left_out: list[str] = []
+        key = hashlib.sha256(prober.labels.tobytes())
+        key.update(json.dumps({**identity, "format": FORMAT}, sort_keys=True, default=str).encode())
+        stamp = self.folder / "features.json"
+        if stamp.is_file():
+            if json.loads(stamp.read_text()).get("key") != key.hexdigest():
+                raise RunFolderError(
+                    f"{self.folder} holds features of other records or of another federation",
+                    "remove that folder, or name another one",
+                )
+        else:
+            write_text(stamp, json.dumps({"key": key.hexdigest(), "records": len(prober.labels)}) + "\n")
+
+    def has(self, number: int) -> bool:
+        """Whether a round is there already."""
+        return self._path(number).is_file()
+
+    def round(
+        self,
+        number: int,
+        sent: Arrays,
+        replies: Iterable[Reply],
+        *,
+        outcome: Arrays | None = None,
+        mean: Arrays | None = None,
+    ) -> None:
+        """Compute and keep the features of one round.
+
+        Parameters
+        ----------
+        number
+            Of the round.
+        sent
+            The global model.
+        replies
+            The clients' models, read one by one; empty where only sums are seen.
+        outcome
+            The global model that came out; None where the next round, which will be recorded too, sends it.
+        mean
+            The clients' weighted mean; None: computed from the replies.
+        """
+        known: dict[str, list[Any]] = {"client": [], "base": [], "phi": [], "length": []}
+        bases: list[tuple[Arrays, list[tuple[int, Mapping[str, Tensor]]]]] = [(sent, [])]
+        weights = []
+        for reply in replies:
+            if not finite(reply.model):
+                self.left_out.append(f"round {number}, client {reply.client}: its model holds NaN or infinities")
+                continue
+            base = 0 if reply.sent is None or _same(reply.sent, sent) else len(bases)
+            if base:
+                bases.append((reply.sent or sent, []))
+            update = self.prober.update(bases[base][0], reply.model)
+            bases[base][1].append((len(known["client"]), update))
+            self.prober.take_on(reply.model)
+            known["phi"].append(self.prober.phi())
+            known["client"].append(reply.client)
+            known["base"].append(base)
+            known["length"].append(length(update))
+            weights.append(1.0 if reply.examples is None else reply.examples)
+        updates = [update for _, members in bases for _, update in members]
+        towards = None
+        if mean is not None:
+            towards = self.prober.update(sent, mean)
+        elif updates and len(bases) == 1:
+            towards = _mean(updates, weights)
+        self._write(number, bases, known, towards, outcome)
+
+    def _write(
+        self,
+        number: int,
+        bases: Sequence[tuple[Arrays, list[tuple[int, Mapping[str, Tensor]]]]],
+        known: dict[str, list[Any]],
+        towards: Mapping[str, Tensor] | None,
+        outcome: Arrays | None,
+    ) -> None:
+        labels = self.prober.labels
+        content: dict[str, Any] = {}
+        phi, norm = [], []
+        along: dict[tuple[int, int], NDArray[np.float32]] = {}
+        for base, (model, members) in enumerate(bases):
+            self.prober.take_on(model)
+            directions = [update for _, update in members]
+            if base == 0 and towards is not None:
+                directions.append(towards)
+            for group in _groups(directions):
+                found = self.prober.align([directions[i] for i in group])
+                along |= {(base, i): found.along[position] for position, i in enumerate(group)}
+            phi.append(logit_scaled_confidence(found.logits, labels).astype(np.float32))
+            norm.append(found.log_norm.astype(np.float32))
+        content |= {"sent_phi": np.stack(phi), "sent_log_norm": np.stack(norm)}
+        if towards is not None:
+            content |= {"sum_along": along[(0, len(bases[0][1]))], "sum_length": np.float32(length(towards))}
+        if known["client"]:
+            place = {reply: along[(base, i)] for base, (_, m) in enumerate(bases) for i, (reply, _) in enumerate(m)}
+            content |= {
+                "reply_client": np.array(known["client"], np.int64),
+                "reply_base": np.array(known["base"], np.int64),
+                "reply_phi": np.stack(known["phi"]),
+                "reply_length": np.array(known["length"], np.float32),
+                "reply_along": np.stack([place[i] for i in range(len(place))]),
+            }
+        if outcome is not None:
+            self.prober.take_on(outcome)
+            logits = self.prober.logits()
+            content |= {"next_phi": logit_scaled_confidence(logits, labels).astype(np.float32), "next_logits": logits}
+        with replacing(self._path(number)) as path, path.open("wb") as file:
+            np.savez(file, **content)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"round_{number:05d}.npz"
+
+
+def extract(
+    recorded: Recorded,
+    writer: FeatureWriter,
+    *,
+    rounds: Sequence[int] | None = None,
+    on_round: Callable[[int, int, int], None] | None = None,
+) -> None:
+    """Compute the features of the recorded rounds that are not there yet.
+
+    Parameters
+    ----------
+    recorded
+        The transcript.
+    rounds
+        Of these rounds only; default all.
+    on_round
+        Called with the round's number, its position (from 0) and how many there are.
+    """
+    chosen = [r for r in recorded.rounds if rounds is None or r in rounds]
+    for position, number in enumerate(chosen):
+        if on_round is not None:
+            on_round(number, position, len(chosen))
+        if writer.has(number):
+            continue
+        sent = recorded.sent(number)
+        last = number + 1 not in chosen
+        outcome = recorded.aggregate(number) if last else None
+        mean = recorded.sum(number) if recorded.only_sums else None
+        if last and outcome is None:
+            outcome = recorded.sum(number)
+        writer.round(number, sent, _replies(recorded, number, sent), outcome=outcome, mean=mean)
+
+
+def _replies(recorded: Recorded, number: int, sent: Arrays) -> Iterable[Reply]:
+    if recorded.only_sums:
+        return
+    for client in recorded.clients_of(number):
+        yield Reply(
+            client,
+            recorded.received(number, client),
+            recorded.num_examples(number, client),
+            recorded.sent_to(number, client),
+        )
+
+
+def read_features(folder: Path, labels: NDArray[np.int64]) -> tuple[RoundFeatures, NDArray[np.float32]]:
+    """Read what `FeatureWriter` kept: the features, and the logits float32 [N, C] of the last global model.
+
+    Raises
+    ------
+    RunFolderError
+        No round is there, or a file that cannot be read.
+    """
+    files = sorted(Path(folder).glob("round_*.npz"))
+    if not files:
+        raise RunFolderError(f"{folder} holds no features", "extract them first")
+    parts = []
+    for path in files:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                parts.append(dict(file))
+        except (OSError, ValueError, EOFError) as error:
+            raise RunFolderError(f"{path} cannot be read: {error}", "remove it: it is computed again") from None
+    if "next_logits" not in parts[-1]:
+        raise RunFolderError(f"{files[-1]} is not the last round", "go on with the extraction")
+    numbers = np.array([int(path.stem.rpartition("_")[2]) for path in files])
+    sizes = [len(p["sent_phi"]) for p in parts]
+    main = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    following = [p["next_phi"] if "next_phi" in p else parts[i + 1]["sent_phi"][0] for i, p in enumerate(parts)]
+    more: dict[str, Any] = {}
+    if all("sum_along" in p for p in parts):
+        more["sum_along"] = np.stack([p["sum_along"] for p in parts])
+        more["sum_length"] = np.stack([p["sum_length"] for p in parts])
+    replied = [(start, p) for start, p in zip(main, parts, strict=True) if "reply_client" in p]
+    if replied:
+        more["reply_sent"] = np.concatenate([start + p["reply_base"] for start, p in replied])
+        for name in ("reply_client", "reply_phi", "reply_along", "reply_length"):
+            more[name] = np.concatenate([p[name] for _, p in replied])
+    features = RoundFeatures(
+        labels=labels,
+        rounds=numbers,
+        sent_round=np.repeat(np.arange(len(parts)), sizes),
+        main=main,
+        sent_phi=np.concatenate([p["sent_phi"] for p in parts]),
+        sent_log_norm=np.concatenate([p["sent_log_norm"] for p in parts]),
+        next_phi=np.stack(following),
+        **more,
+    )
+    return features, parts[-1]["next_logits"]
+
+
+def _mean(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    total = {name: torch.zeros_like(part) for name, part in updates[0].items()}
+    for update, weight in zip(updates, weights, strict=True):
+        for name, part in update.items():
+            total[name] += weight / sum(weights) * part
+    return total
+
+
+def _same(a: Arrays, b: Arrays) -> bool:
+    return a is b or (a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a))
+
+
+def _groups(directions: Sequence[Mapping[str, Tensor]]) -> list[list[int]]:
+    """Positions of the directions, in groups that fit in memory; one empty group where there are none."""
+    if not directions:
+        return [[]]
+    size = sum(part.numel() * 4 for part in directions[0].values())
+    at_once = max(1, DIRECTION_BYTES // max(1, size))
+    places = range(len(directions))
+    return [list(places[i : i + at_once]) for i in range(0, len(directions), at_once)]
