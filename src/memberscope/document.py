@@ -60,7 +60,7 @@ def assemble(
     )
     best = headline(results, fpr)
     rule = (
-        "fixed before any attack ran, because reference models were there; its intervals need no correction for choice"
+        "fixed before any attack ran; its intervals need no correction for choice"
         if best is not None and best.name in HEADLINES
         else f"the attack with the highest true-positive rate at a false-positive rate of {fpr:.4g}, the lowest that "
         f"{int((~member).sum()):,} non-members support"
