@@ -18,7 +18,9 @@ from memberscope.checks import CHECKS, FLOOR, Context, Finding, check_codes, run
 from memberscope.errors import ConfigError
 from memberscope.evidence import Evidence, Knowledge, from_logits
 from memberscope.statistics.blind import BlindResult, DuplicateResult
+from memberscope.statistics.bound import Comparison
 from memberscope.statistics.intervals import Estimate
+from memberscope.statistics.privacy_bounds import bound, compare_with_accountant
 
 N, C = 2400, 3
 RNG = np.random.default_rng(0)
@@ -45,6 +47,13 @@ def results(*attacks: type[Attack], evidence: Evidence = EVIDENCE, member: np.nd
     return run_attacks(attacks, evidence, member, class_names="abc")
 
 
+def claim(epsilon: float) -> Comparison:
+    """What an audit that proves an epsilon of about 1.8 says of an accountant's claim."""
+    coins = np.random.default_rng(0).random(400) < 0.5
+    scores = coins + np.random.default_rng(1).normal(size=400)
+    return compare_with_accountant(bound(scores, coins, design="coin-flips"), epsilon, 1e-5)
+
+
 SOUND = Context(
     results=results(Loss, attack("other", lambda e: e.signals.phi)),
     member=MEMBER,
@@ -57,6 +66,7 @@ SOUND = Context(
     reference_counts=np.full(N, 8),
     reference_accuracy=(0.71, 0.72),
     requested_fprs=(0.01,),
+    claim=claim(3.0),
 )
 FAILED = AttackResult(Loss, "failed", "a bug")
 
@@ -129,6 +139,7 @@ RAISED: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("MIA014", "caution", {"results": results(Loss, FEW)}, "Most of the highest scores of few are tied"),
     ("MIA015", "caution", {"randomised": False}, "Membership was stated, not drawn at random by this audit"),
+    ("MIA016", "problem", {"claim": claim(0.1)}, "BROKEN DP CLAIM"),
 ]
 
 

@@ -90,6 +90,8 @@ def test_every_setting_has_its_own_name_and_is_written() -> None:
         shadows=2,
         preset="quick",
         bank=Path("b"),
+        subset=100,
+        canaries=0,
         recipe=Recipe(learning_rate=0.1, augmentation=("flip",)),
     )
     assert set(full.to_dict()) == (own | of_recipe) - {"recipe"}

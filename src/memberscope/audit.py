@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memberscope import data_loader, document, environment, membership, reference_models, seeds
+from memberscope.attacks.registry import HEADLINE
 from memberscope.attacks.runner import run_attacks, select
+from memberscope.audit_bounds import bounds_of_audit, claim_of
+from memberscope.canary_audit import attack_canaries, put_in
 from memberscope.checks import Context, Finding, check_codes, run_checks
 from memberscope.config import AuditConfig, from_settings
 from memberscope.errors import ConfigError
@@ -19,12 +22,14 @@ from memberscope.ladder import headline, lowest_supported_fpr
 from memberscope.most_exposed import most_exposed
 from memberscope.pipeline import Clock, finish, run_facts, scarcer_side
 from memberscope.policy import read_policy
+from memberscope.records.subset import take
 from memberscope.result import Audit
 from memberscope.statistics.blind import blind_baseline, content_features, duplicates, label_p_value
 from memberscope.target import Target, facts, obtain
 
 if TYPE_CHECKING:
     from memberscope.attacks.runner import AttackResult
+    from memberscope.audit_bounds import AuditBounds
     from memberscope.data_loader import Dataset
     from memberscope.membership import Split
     from memberscope.training.model_bank import ModelBank
@@ -57,9 +62,10 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
     clock = Clock()
 
     events.stage("Reading the records")
-    dataset = data_loader.load(config.dataset, config.data_dir, unverified=config.unverified_data)
+    dataset = load_records(config)
     split = draw_membership(config, dataset)
-    bank = reference_models.open_bank(config, dataset, split)
+    dataset, split, canaries = put_in(config, dataset, split)
+    bank = reference_models.open_bank(config, dataset, split, None if canaries is None else canaries.tied(dataset.n))
     clock.lap("data")
     if bank is not None or config.preset is not None:
         events.stage("What this will take")
@@ -81,8 +87,9 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
     member = split.member[index]
 
     events.stage("Attacking")
+    chosen = select(config.attacks, evidence)
     results = run_attacks(
-        select(config.attacks, evidence),
+        chosen,
         evidence,
         member,
         class_names=dataset.classes,
@@ -92,12 +99,28 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         on_start=events.attack,
     )
     clock.lap("attacks")
+    worst = None
+    if canaries is not None:
+        events.stage("Attacking the canaries")
+        seen = observe(target, dataset, split, canaries.index, bank)
+        worst = attack_canaries(config, chosen, seen, canaries, split, results, class_names=dataset.classes)
+        clock.lap("canaries")
 
     events.stage("Doubting the audit")
-    findings = doubt(config, dataset, split, index, results, evidence, bank)
+    description = facts(target, dataset, split, evidence, member)
+    proven = bounds_of_audit(
+        results,
+        member,
+        coins=config.membership is None and config.protocol == "random-half",
+        fixed=HEADLINE,
+        canaries=worst,
+        claim=claim_of(description),
+        confidence=config.confidence,
+        seed=config.seed,
+    )
+    findings = doubt(config, dataset, split, index, results, evidence, bank, proven)
     clock.lap("checks")
 
-    description = facts(target, dataset, split, evidence, member)
     assembled = document.assemble(
         kind="audit",
         dataset=_dataset_facts(dataset),
@@ -117,8 +140,16 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         reproduce=["memberscope audit --config config.toml"],
         confidence=config.confidence,
         seed=config.seed,
+        canaries=None if worst is None else worst.to_dict(),
+        bounds=None if proven is None else proven.to_dict(),
     )
-    return finish(assembled, results, findings, index, evidence, member, policy, config.confidence)
+    return finish(assembled, results, findings, index, evidence, member, policy, config.confidence, canaries=worst)
+
+
+def load_records(config: AuditConfig) -> Dataset:
+    """All records of the dataset, or those of the subset that is asked for."""
+    dataset = data_loader.load(config.dataset, config.data_dir, unverified=config.unverified_data)
+    return dataset if config.subset is None else take(dataset, config.subset, seeds.generator(config.seed, "subset"))
 
 
 def draw_membership(config: AuditConfig, dataset: Dataset) -> Split:
@@ -190,6 +221,7 @@ def doubt(
     results: list[AttackResult],
     evidence: Evidence,
     bank: ModelBank | None,
+    proven: AuditBounds | None = None,
 ) -> list[Finding]:
     """The coded checks of this audit, the blind baseline among them."""
     x, y, member = dataset.x[index], dataset.y[index], split.member[index]
@@ -203,6 +235,7 @@ def doubt(
         verified=dataset.verified,
         source=dataset.source,
         randomised=config.membership is None,
+        claim=None if proven is None else proven.comparison,
         reference_counts=scarcer_side(evidence),
         reference_accuracy=None
         if bank is None

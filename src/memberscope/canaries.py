@@ -69,10 +69,10 @@ class Canaries:
         member, audited = split.member.copy(), split.audited.copy()
         member[self.place] = coins[self.owner]
         audited[self.place] = False
-        return Split(member, split.validation, audited)
+        return Split(member, split.validation, audited, self.mask(len(member)))
 
     def mask(self, n: int) -> NDArray[np.bool_]:
-        """bool [N]: all places of canaries, which reference models are trained on too."""
+        """bool [N]: all places of canaries."""
         found = np.zeros(n, bool)
         found[self.place] = True
         return found

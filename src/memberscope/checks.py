@@ -18,6 +18,7 @@ from memberscope.attacks.runner import AttackResult, interval_level
 from memberscope.errors import ConfigError
 from memberscope.statistics.areas import auc_estimate
 from memberscope.statistics.blind import BlindResult, DuplicateResult
+from memberscope.statistics.bound import Comparison
 from memberscope.statistics.curves import rank
 
 Status = Literal["problem", "caution", "passed", "not applicable", "muted"]
@@ -65,6 +66,7 @@ class Context:
     requested_fprs: tuple[float, ...] = (0.01, 0.001)
     reference_counts: NDArray[np.int64] | None = None
     reference_accuracy: tuple[float, float] | None = None
+    claim: Comparison | None = None
 
 
 _Answer = tuple[Status, str, dict[str, Any]]
@@ -290,6 +292,15 @@ def _randomised(c: Context) -> _Answer:
     )
 
 
+def _privacy_claim(c: Context) -> _Answer:
+    if c.claim is None:
+        return "not applicable", "No accountant claims anything of this training, or no coins were thrown.", {}
+    numbers = {"at_least": c.claim.lower.epsilon, "at_most": c.claim.upper, "delta": c.claim.upper_delta}
+    if c.claim.verdict == "contradiction":
+        return "problem", c.claim.text, numbers
+    return ("passed" if c.claim.verdict == "within" else "not applicable"), c.claim.text, numbers
+
+
 CHECKS: dict[str, tuple[str, Callable[[Context], _Answer]]] = {
     "MIA001": ("Members and non-members separable without the model", _blind),
     "MIA002": ("Duplicates across the split", _duplicates),
@@ -306,6 +317,7 @@ CHECKS: dict[str, tuple[str, Callable[[Context], _Answer]]] = {
     "MIA013": ("Data not verified", _verified),
     "MIA014": ("Tied scores", _ties),
     "MIA015": ("Membership not randomised", _randomised),
+    "MIA016": ("More leaks than the privacy accountant allows", _privacy_claim),
 }
 
 

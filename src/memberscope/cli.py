@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from memberscope.commands.bound import bound
+from memberscope.commands.study import study
 from memberscope.config import AuditConfig, default_output_dir
 from memberscope.errors import ConfigError, MemberscopeError
 from memberscope.training.recipe import Recipe
@@ -151,6 +152,7 @@ def score(
 
 
 app.command(bound, help_epilogue="")
+app.command(study, help_epilogue="")
 
 
 @app.command(help_epilogue="")

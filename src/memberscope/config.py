@@ -15,9 +15,10 @@ from memberscope.presets import PRESETS, PresetName
 from memberscope.training.recipe import Recipe
 
 Protocol = Literal["holdout", "random-half"]
+CanaryKind = Literal["mislabelled", "duplicated", "out-of-distribution", "blank"]
 
 _PATHS = ("data_dir", "weights", "membership", "policy", "out", "models_dir", "bank")
-_LISTS = ("attacks", "ignore", "mean", "std")
+_LISTS = ("attacks", "ignore", "mean", "std", "kind")
 # name: (type, smallest, first value above the range, what is expected)
 _NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "validation_fraction": (float, 0, 0.5 + 1e-12, "in [0, 0.5]"),
@@ -27,8 +28,10 @@ _NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "threads": (int, 1, math.inf, "at least 1"),
     "pictures": (int, 0, math.inf, "at least 0"),
     "shadows": (int, 0, 100_001, "from 0 to 100000"),
+    "canaries": (int, 0, math.inf, "at least 0"),
+    "subset": (int, 2, math.inf, "at least 2"),
 }
-_OPTIONAL_NUMBERS = ("threads", "shadows")
+_OPTIONAL_NUMBERS = ("threads", "shadows", "canaries", "subset")
 _FLAGS = ("unverified_data", "load", "resume")
 
 
@@ -44,6 +47,8 @@ class AuditConfig:
         Folder of the dataset's files, ours or torchvision's; default: $MEMBERSCOPE_DATA_DIR, else ./data.
     unverified_data
         Take files whose checksum is not the official one: you vouch for them.
+    subset
+        Use this many records of the pool only, drawn by class: for a look, or a study that must be short.
     protocol
         holdout: official training part against test part. random-half: each record a member with probability 1/2.
     validation_fraction
@@ -69,6 +74,11 @@ class AuditConfig:
     workers
         Reference models that are trained at once: a number, or auto: as measured to be fastest here. Or the Ray cluster
         that trains them: ray, ray://HOST:PORT or HOST:PORT.
+    canaries
+        Records that a model is likely to memorise, put into the pool by coins and audited apart: the worst case beside
+        the average. Default: as the preset says, else none.
+    kind
+        Of the canaries, one or more: mislabelled, duplicated, out-of-distribution, blank.
     attacks
         Names (`memberscope list attacks`); auto: all that the evidence allows.
     folds
@@ -101,6 +111,7 @@ class AuditConfig:
     dataset: str
     data_dir: Path | None = None
     unverified_data: bool | None = None
+    subset: int | None = None
     protocol: Protocol = "holdout"
     validation_fraction: float = 0.1
     recipe: Recipe = field(default_factory=Recipe)
@@ -112,6 +123,8 @@ class AuditConfig:
     preset: PresetName | None = None
     bank: Path | None = None
     workers: str = "auto"
+    canaries: int | None = None
+    kind: tuple[CanaryKind, ...] = ("mislabelled",)
     attacks: tuple[str, ...] = ("auto",)
     folds: int = 5
     confidence: float = 0.95
@@ -146,6 +159,13 @@ class AuditConfig:
             raise ConfigError("--bank was given without --shadows", "say how many of its models to use: --shadows 16")
         if self.workers.isdecimal() and int(self.workers) < 1:
             raise ConfigError(f"workers = {self.workers!r}", "auto, or a whole number from 1")
+        for kind in self.kind:
+            if kind not in get_args(CanaryKind):
+                raise ConfigError(f"kind = {kind!r} is no kind of canary", f"of {', '.join(get_args(CanaryKind))}")
+        if self.weights is not None and self.n_canaries:
+            raise ConfigError(
+                "canaries cannot be put into a model that is trained already", "leave out --canaries, or --weights"
+            )
         if (self.weights is None) != (self.membership is None):
             given, lacking = ("weights", "membership") if self.membership is None else ("membership", "weights")
             raise ConfigError(
@@ -171,6 +191,13 @@ class AuditConfig:
         if self.shadows is not None:
             return self.shadows
         return 0 if self.preset is None else PRESETS[self.preset].shadows
+
+    @property
+    def n_canaries(self) -> int:
+        """Canaries that are asked for."""
+        if self.canaries is not None:
+            return self.canaries
+        return 0 if self.preset is None else PRESETS[self.preset].canaries
 
     @property
     def output_dir(self) -> Path:

@@ -183,6 +183,7 @@ def run_audit(settings: Mapping[str, Any] | AuditConfig, *, as_json: bool = Fals
 
 def show(result: Audit, folder: Path | None, *, as_json: bool = False) -> None:
     """Print the answer on standard output: text for people, or one JSON document for programs."""
+    from memberscope.report.proof import proof_lines
     from memberscope.report.wording import guarantee
     from memberscope.summary import ci, summary_lines
 
@@ -204,6 +205,7 @@ def show(result: Audit, folder: Path | None, *, as_json: bool = False) -> None:
             lines.append(f"Differential privacy: {guarantee(target['privacy'])}")
     lines += summary_lines(document)
     lines += _ladder_lines(document, ci)
+    lines += proof_lines(document)
     policy = document["policy"]
     if policy is not None:
         lines.append(f"Policy ({policy['owner']}): {policy['verdict']}: {policy['text']}")

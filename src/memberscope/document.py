@@ -48,6 +48,8 @@ def assemble(
     confidence: float,
     seed: int,
     references: Mapping[str, Any] | None = None,
+    canaries: Mapping[str, Any] | None = None,
+    bounds: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of one audit; NaN becomes null, so that it is valid JSON."""
     fpr = lowest_supported_fpr(int((~member).sum()))
@@ -80,6 +82,8 @@ def assemble(
         "headline_fixed": best is not None and best.name in HEADLINES,
         "headline_rule": rule,
         "ladder": rows,
+        "canaries": canaries,
+        "bounds": bounds,
         "exposed": {
             "worst_classes": worst_classes(best),
             "generalization_gap": None if target is None else target.get("generalization_gap"),

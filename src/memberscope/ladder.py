@@ -27,7 +27,7 @@ def lowest_supported_fpr(n_nonmembers: int) -> float | None:
 def strongest(results: Sequence[AttackResult], fpr: float | None) -> AttackResult | None:
     """The attack with the highest TPR at `fpr` (AUC where `fpr` is None); AUC breaks ties."""
     run = [r for r in results if r.evaluation is not None]
-    return max(run, key=lambda r: _power(r, fpr), default=None)
+    return max(run, key=lambda r: power(r, fpr), default=None)
 
 
 def headline(results: Sequence[AttackResult], fpr: float | None) -> AttackResult | None:
@@ -98,7 +98,8 @@ def ladder(
     return rows
 
 
-def _power(result: AttackResult, fpr: float | None) -> tuple[float, float]:
+def power(result: AttackResult, fpr: float | None) -> tuple[float, float]:
+    """What attacks are ranked by: TPR at `fpr`, then AUC; AUC alone where `fpr` is None."""
     evaluation = result.evaluation
     assert evaluation is not None
     auc = evaluation.auc.value

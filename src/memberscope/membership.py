@@ -29,20 +29,30 @@ class Split:
         bool [N]; watched during training (curves, early stopping), so neither members nor honest non-members.
     audited
         bool [N]; the members and non-members that attacks are judged on. Never a validation record.
+    canary
+        bool [N]; places of canaries (`memberscope.canaries`), which are audited apart; None: there are none.
     """
 
     member: NDArray[np.bool_]
     validation: NDArray[np.bool_]
     audited: NDArray[np.bool_]
+    canary: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if np.any(self.validation & (self.member | self.audited)):
             raise DataError("a validation record is also a member or audited", "validation records must be set apart")
+        if self.canary is not None and np.any(self.canary & (self.validation | self.audited)):
+            raise DataError("a canary is also a validation record or an ordinary one", "canaries must be set apart")
 
     @property
     def nonmember(self) -> NDArray[np.bool_]:
         """bool [N]: audited records that the target was not trained on."""
         return self.audited & ~self.member
+
+    @property
+    def pool(self) -> NDArray[np.bool_]:
+        """bool [N]: records that reference models may be trained on, the audited ones and canaries."""
+        return self.audited if self.canary is None else self.audited | self.canary
 
     def __repr__(self) -> str:
         counts = (int(a.sum()) for a in (self.member, self.nonmember, self.validation))

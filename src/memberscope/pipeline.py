@@ -18,6 +18,7 @@ from memberscope.result import Audit
 
 if TYPE_CHECKING:
     from memberscope.attacks.runner import AttackResult
+    from memberscope.canary_audit import CanaryAudit
     from memberscope.checks import Finding
     from memberscope.evidence import Evidence
     from memberscope.policy import Policy
@@ -71,12 +72,14 @@ def finish(
     member: NDArray[np.bool_],
     policy: Policy | None,
     level: float,
+    *,
+    canaries: CanaryAudit | None = None,
 ) -> Audit:
     """Judge by the policy, with intervals at `level`, and put everything together."""
     if policy is not None:
         assembled["policy"] = _judge(policy, results, findings, member, assembled["run"]["seed"], level)
     confidence = evidence.signals.max_confidence
-    return Audit(assembled, tuple(results), tuple(findings), index, evidence.labels, member, confidence)
+    return Audit(assembled, tuple(results), tuple(findings), index, evidence.labels, member, confidence, canaries)
 
 
 def _judge(

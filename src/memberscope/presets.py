@@ -28,7 +28,7 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(0),
     "standard": Preset(16),
     "thorough": Preset(64),
-    "forensic": Preset(256),
+    "forensic": Preset(256, canaries=500),
 }
 
 

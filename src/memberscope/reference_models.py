@@ -29,10 +29,13 @@ def queries_of(recipe: Recipe) -> tuple[str, ...]:
     return ("none", *(q for q in recipe.augmentation if q == "flip"))
 
 
-def open_bank(config: AuditConfig, dataset: Dataset, split: Split) -> ModelBank | None:
+def open_bank(
+    config: AuditConfig, dataset: Dataset, split: Split, tied: NDArray[np.int64] | None = None
+) -> ModelBank | None:
     """Open the bank of this audit, or begin it; None where no reference models are asked for.
 
-    The pool of the reference models is the audited records, so that each is a member of half of them. Validation
+    The pool of the reference models is the audited records and the canaries, so that each is a member of half of them,
+    copies of a canary together (`tied`). Validation
     records stay out: they are the stranger's population, of whom nobody may have learnt. The target's membership plays
     no part, so several targets share a bank.
 
@@ -50,8 +53,9 @@ def open_bank(config: AuditConfig, dataset: Dataset, split: Split) -> ModelBank 
         config.bank or _folder(config, dataset, split),
         recipe=recipe,
         dataset=dataset,
-        pool=split.audited,
+        pool=split.pool,
         validation=split.validation if recipe.needs_validation and split.validation.any() else None,
+        tied=tied,
         queries=queries_of(recipe),
         seed=int(seeds.sequence(config.seed, "references").generate_state(1, np.uint64)[0] >> 1),
         keep_weights=True,
@@ -97,7 +101,7 @@ def grow(config: AuditConfig, bank: ModelBank, events: Events) -> int:
 def notes(config: AuditConfig, split: Split) -> list[str]:
     """What a reader must know about reference models under this protocol."""
     told = []
-    members, each = int(split.member.sum()), int(split.audited.sum()) // 2
+    members, each = int(split.member.sum()), int(split.pool.sum()) // 2
     if abs(each / members - 1) > _ALIKE:
         told.append(
             f"The target learnt {members:,} records and each reference model learns {each:,}, half of those audited. "
@@ -136,7 +140,7 @@ def facts(config: AuditConfig, bank: ModelBank, split: Split, *, trained: int, s
         "folder": bank.folder.name,
         "trained_in_this_run": trained,
         "seconds": round(seconds, 3),
-        "records_each": int(split.audited.sum()) // 2,
+        "records_each": int(split.pool.sum()) // 2,
         "accuracy_members": float(inside),
         "accuracy_others": float(outside),
         "claim": presets.claim(bank.size),
@@ -147,7 +151,7 @@ def facts(config: AuditConfig, bank: ModelBank, split: Split, *, trained: int, s
 def _folder(config: AuditConfig, dataset: Dataset, split: Split) -> Path:
     """Where the bank of these settings lies: readable name, and a hash of all that determines it."""
     recipe = config.recipe
-    pool = hashlib.sha256(np.packbits(split.audited).tobytes()).hexdigest()
+    pool = hashlib.sha256(np.packbits(split.pool).tobytes()).hexdigest()
     parts = [recipe.digest, dataset.fingerprint, pool, config.seed, queries_of(recipe)]
     if recipe.needs_validation:
         parts.append(hashlib.sha256(np.packbits(split.validation).tobytes()).hexdigest())
@@ -180,7 +184,7 @@ def _cost_of(config: AuditConfig, dataset: Dataset, split: Split, bank: ModelBan
     if not missing:
         return f"{_count(wanted, 'reference model')}: all there {where}"
     seconds = plan.seconds
-    members = int(split.audited.sum()) // 2
+    members = int(split.pool.sum()) // 2
     if seconds is None and plan.device == "cpu":  # the layout was given, so nothing was measured for it
         work = bank_plan.records_computed(config.recipe, members, len(bank.queries) * dataset.n)
         rate = _rate(config, dataset, split, plan.layout.threads)
@@ -201,7 +205,7 @@ def _target_seconds(config: AuditConfig, dataset: Dataset, split: Split) -> floa
         return None
     import torch
 
-    work = bank_plan.records_computed(config.recipe, int(split.member.sum()), int(split.audited.sum()))
+    work = bank_plan.records_computed(config.recipe, int(split.member.sum()), int(split.pool.sum()))
     return work / _rate(config, dataset, split, config.threads or torch.get_num_threads())
 
 
@@ -209,7 +213,7 @@ def _rate(config: AuditConfig, dataset: Dataset, split: Split, threads: int) -> 
     """Records a second in training steps, measured now."""
     from memberscope.training.layout import Trial, speed_here
 
-    arrays = {"x": dataset.x, "y": dataset.y, "pool": split.audited}
+    arrays = {"x": dataset.x, "y": dataset.y, "pool": split.pool}
     return max(speed_here(Trial(config.recipe, dataset.n_classes, threads), arrays), 1e-9)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas
 
     from memberscope.attacks.runner import AttackResult
+    from memberscope.canary_audit import CanaryAudit
     from memberscope.checks import Finding
 
 
@@ -37,6 +38,8 @@ class Audit:
         Of the N audited records: pool index int64 [N], class int64 [N], truth bool [N].
     max_confidence
         float64 [N], the target's confidence, for the histograms.
+    canaries
+        What was found of the canaries, where there are any.
     """
 
     document: Mapping[str, Any]
@@ -46,6 +49,7 @@ class Audit:
     label: NDArray[np.int64]
     member: NDArray[np.bool_]
     max_confidence: NDArray[np.float64]
+    canaries: CanaryAudit | None = None
 
     @property
     def scores(self) -> dict[str, NDArray[np.float64]]:

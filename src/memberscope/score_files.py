@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from memberscope.errors import EvidenceError, RunFolderError
 
-NOT_SCORES = ("index", "class", "label", "member", "kind")
+NOT_SCORES = ("index", "class", "label", "member", "kind", "copies")
 """Columns (or keys) that are no scores."""
 EXPECTED = "a column (or key) member with 0 or 1, and a column for each attack's score, higher = more likely a member"
 CANARY_FILE = "canaries.csv.gz"
@@ -65,7 +65,8 @@ def read_scores(path: Path, names: Sequence[str] = (), *, group: Group | None = 
     path
         A .csv, .csv.gz or .npz file, or the folder of a run.
     names
-        Scores to take; default: all.
+        Scores to take, ``all`` for all; default: of a run the attack that was fixed before its records were looked at,
+        where there is one, else all.
     group
         Of a run folder: its population or its canaries; default: the canaries where there are any.
 
@@ -85,6 +86,7 @@ def read_scores(path: Path, names: Sequence[str] = (), *, group: Group | None = 
     if group is not None:
         raise EvidenceError(f"{path} is no run folder, so it has no {group}", "leave --records out")
     columns = _columns(path)
+    names = () if tuple(names) == ("all",) else names
     return ScoreTable(_chosen(columns, names, path), _member(columns, path), str(path))
 
 
@@ -92,7 +94,7 @@ def _of_run(folder: Path, names: Sequence[str], group: Group | None) -> ScoreTab
     from memberscope.report.run_folder import read
 
     document = read(folder)
-    canaries = document.get("canaries")
+    canaries: Any = document.get("canaries")
     group = group or ("canaries" if canaries else "population")
     if group == "canaries" and not canaries:
         raise RunFolderError(f"the run {folder} has no canaries", "run the audit with --canaries N")
@@ -109,10 +111,21 @@ def _of_run(folder: Path, names: Sequence[str], group: Group | None) -> ScoreTab
     if asked:
         raise EvidenceError(f"the score {asked[0]!r} admits no bound: {left_out[asked[0]]}", "choose another attack")
     usable = {name: column for name, column in columns.items() if name not in left_out}
+    if tuple(names) == ("all",):
+        names = ()
+    elif not names:
+        fixed = canaries["attack"] if group == "canaries" else document["headline"]
+        known_before = group == "canaries" or document.get("headline_fixed")
+        names = (fixed,) if known_before and fixed in usable else ()
     design, told = _design_of(document, group)
     privacy = (document.get("target") or {}).get("privacy") or {}
     claim = (float(privacy["epsilon"]), float(privacy["delta"])) if privacy.get("epsilon") is not None else None
-    copies = int(canaries["most_copies"]) if group == "canaries" and canaries else 1
+    copies = 1
+    if group == "canaries":
+        from memberscope.audit_bounds import bounded_canaries
+
+        mine, copies = bounded_canaries(np.asarray(columns["copies"], np.int64))
+        columns, usable = ({n: c[mine] for n, c in part.items()} for part in (columns, usable))
     member = _member(columns, path)
     return ScoreTable(
         _chosen(usable, names, path), member, f"{folder} ({group})", design, told, left_out, claim, copies

@@ -16,6 +16,7 @@ PURPOSES = (
     "references",
     "canaries",
     "partition",
+    "subset",
 )
 """The order is part of every result: new purposes go to the end."""
 

@@ -59,8 +59,8 @@ def bound(
         How membership was decided, which a file cannot tell. coin-flips: each record by its own fair coin, one model.
         independent-runs: a training for each score. fixed-half, observational: no bound follows.
     attacks
-        Scores to take; default: all. The best of several may be quoted, for each has its share of the error
-        probability; fewer attacks, larger bounds.
+        Scores to take, or all. The best of several may be quoted, for each has its share of the error probability;
+        fewer attacks, larger bounds. Default: of a run the attack that was fixed beforehand, where one was, else all.
     records
         Of a run: its population or its canaries; default: the canaries where there are any.
     delta

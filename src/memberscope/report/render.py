@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memberscope.report import details, facts, wording
+from memberscope.report import details, facts, proof, wording
 from memberscope.report.document import Results, checked, headline, ranked, thing
 from memberscope.report.figures import class_figure, histogram_figure, learning_figures, precision_figure, roc_figures
 from memberscope.report.first_page import first_page
@@ -51,6 +51,16 @@ GLOSSARY = (
         "Blind baseline",
         "Telling members from non-members without the model. If that works, the two groups differ in themselves, and "
         "the figures of all attacks are inflated.",
+    ),
+    (
+        "Canary",
+        "A record that a model is likely to memorise, put into the training data or not by a coin, to see the worst "
+        "case.",
+    ),
+    (
+        "ε (epsilon), δ",
+        "The strength of a promise of differential privacy: the smaller ε, the less one record can change what a "
+        "training gives out; δ is the probability with which even that may fail.",
     ),
     (
         "Reference model",
@@ -103,6 +113,11 @@ def render(results: Results) -> str:
             target=facts.target_facts(results),
             data=facts.data_facts(results),
             checks=details.checks_by_section(results),
+            canary_table=proof.canary_table(results),
+            canary_attacks=proof.canary_attacks(results),
+            bounds_table=proof.bounds_table(results),
+            bounds_figure=proof.bounds_figure(results),
+            proof_verdict=proof.verdict(results),
             options=facts.options(results),
             settings=facts.settings_table(results.get("settings"), ("Setting", "Value")),
             recipe=facts.settings_table((results.get("target") or {}).get("recipe"), ("Recipe", "Value")),

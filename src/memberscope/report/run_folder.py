@@ -158,7 +158,7 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """
     path = Path(path)
     with _lock(path.with_name(f".{path.name}.lock")):
-        write_text(path, _csv_text([*_table(path), *rows]))
+        write_text(path, csv_text([*_table(path), *rows]))
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
@@ -219,8 +219,10 @@ def _fill(audit: Audit, folder: Path, name: str) -> None:
         max_confidence=audit.max_confidence,
         scores=audit.scores.get(audit.headline or ""),
     )
-    write_text(folder / "results.csv", _csv_text(csv_rows(document)))
+    write_text(folder / "results.csv", csv_text(csv_rows(document)))
     write_bytes(folder / "scores.csv.gz", _scores(audit))
+    if audit.canaries is not None:
+        write_bytes(folder / "canaries.csv.gz", _packed(audit.canaries.columns()))
     write_text(folder / "config.toml", to_toml(document["settings"]))
     write_json(folder / "environment.json", document["environment"])
     document["files"] = [_manifest(path) for path in sorted(folder.iterdir())]
@@ -230,14 +232,20 @@ def _fill(audit: Audit, folder: Path, name: str) -> None:
 
 def _scores(audit: Audit) -> bytes:
     columns = {"index": audit.index, "class": audit.label, "member": audit.member.astype(np.int64), **audit.scores}
+    return _packed({name: column.tolist() for name, column in columns.items()})
+
+
+def _packed(columns: Mapping[str, Sequence[Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(zip(*(map(repr, column.tolist()) for column in columns.values()), strict=True))
+    as_text = ([v if isinstance(v, str) else repr(v) for v in column] for column in columns.values())
+    writer.writerows(zip(*as_text, strict=True))
     return gzip.compress(text.getvalue().encode(), compresslevel=6, mtime=0)  # no time inside: same run, same bytes
 
 
-def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as comma-separated text; columns that only some rows have are empty in the others."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
