@@ -118,7 +118,7 @@ def test_what_is_wrong_with_an_app_is_told(app_dir: Path, tmp_path: Path) -> Non
 
 def test_records_come_from_the_apps_own_load_data(app_dir: Path) -> None:
     with inside(app_dir):
-        records = load_records("digits_app.task:load_data", [0, 1, 2, 3], {"batch-size": 8})
+        records = load_records("digits_app.task:load_data", [0, 1, 2, 3], {"batch-size": 8, "data-dir": "data"})
     assert records.x.shape == (200, 64)
     assert records.x.dtype == np.float32
     assert records.n_classes == 10

@@ -192,6 +192,20 @@ def test_reported_identities_number_the_clients_and_a_shared_one_is_told(tmp_pat
     _equal(t.received(1, 2), _model(3))
 
 
+def test_clients_can_be_numbered_by_whoever_knows_the_nodes(tmp_path: Path) -> None:
+    _record(tmp_path)
+    t = Transcript.open(tmp_path, nodes={10_000: 7, 10_001: 0, 10_002: 1})
+    assert t.clients == [0, 1, 7]
+    assert t.clients_reported
+    _equal(t.received(1, 7), _replies(1)[0].arrays)
+    some = Transcript.open(tmp_path, nodes={10_002: 0})
+    assert [some.node(k) for k in some.clients] == [10_002, 10_000, 10_001]
+    with pytest.raises(ConfigError, match="no node 5 is on record"):
+        Transcript.open(tmp_path, nodes={5: 0})
+    with pytest.raises(ConfigError, match="same number"):
+        Transcript.open(tmp_path, nodes={10_000: 0, 10_001: 0})
+
+
 def test_failures_are_on_record(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     recorder.sent(1, [(n, _model(1)) for n in NODES])

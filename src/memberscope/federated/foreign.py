@@ -158,7 +158,14 @@ def run_app(
         server, client = _component(app.server, ServerApp), _component(app.client, ClientApp)
         with _last_model(server, recorder, lambda: taps[0].last):
             try:
-                run_in_process(server, client, n_clients=n_clients, run_config=app.config, wrap_grid=tapped, seed=seed)
+                run_in_process(
+                    server,
+                    _own_draws(client, seed),
+                    n_clients=n_clients,
+                    run_config=app.config,
+                    wrap_grid=tapped,
+                    seed=seed,
+                )
             except MemberscopeError:
                 raise
             except Exception as error:

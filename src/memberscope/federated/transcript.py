@@ -43,15 +43,28 @@ class Transcript:
         self._ledger = ledger
 
     @classmethod
-    def open(cls, folder: str | Path) -> Transcript:
+    def open(cls, folder: str | Path, *, nodes: Mapping[int, int] | None = None) -> Transcript:
         """Read the transcript in `folder`, as far as it was written.
+
+        Parameters
+        ----------
+        folder
+            Where a tap wrote it.
+        nodes
+            Node id -> number of the client, where you know better than the transcript: a SuperNode prints its id when
+            it starts.
 
         Raises
         ------
         RunFolderError
             The folder holds no transcript, or one of another format.
+        ConfigError
+            `nodes` names one that is not there, or one number twice.
         """
-        return cls(Path(folder), *read_ledger(Path(folder)))
+        transcript = cls(Path(folder), *read_ledger(Path(folder)))
+        if nodes:
+            transcript._ledger.rename(nodes)
+        return transcript
 
     # Who and when -----------------------------------------------------------------------------------------------------
 

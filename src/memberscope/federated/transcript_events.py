@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memberscope.errors import RunFolderError
+from memberscope.errors import ConfigError, RunFolderError
 
 FORMAT = 1
 HEADER = "transcript.json"
@@ -78,6 +78,17 @@ class Ledger:
         self._open = False
         self._stopped: str | None = None
 
+    def rename(self, nodes: Mapping[int, int]) -> None:
+        """Number the clients as told: those that are not named keep no number that is taken."""
+        unknown = nodes.keys() - self.numbers.keys()
+        if unknown:
+            known = ", ".join(map(str, sorted(self.numbers)))
+            raise ConfigError(f"no node {min(unknown)} is on record", f"nodes: {known}")
+        if len(set(nodes.values())) < len(nodes):
+            raise ConfigError("two nodes are given the same number", "number the clients as the partition does")
+        self.reported = dict(nodes)
+        self._number()
+
     def close(self) -> None:
         """All events are in: number the clients, tell what is missing."""
         if self._stopped is not None:
@@ -86,6 +97,9 @@ class Ledger:
             self.problems.append(f"not taped to its end ({text}): the federation was killed, or is still running")
         for client, nodes in sorted(self._clashes.items()):
             self.problems.append(f"{len(nodes)} nodes reported to be client {client}: only the first keeps the number")
+        self._number()
+
+    def _number(self) -> None:
         places = {node: place for place, node in enumerate(sorted(self._nodes))}
         if all(places[node] == client for node, client in self.reported.items()):
             self.numbers = places

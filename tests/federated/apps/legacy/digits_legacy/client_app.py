@@ -26,10 +26,10 @@ class FlowerClient(NumPyClient):
 
 def client_fn(context: Context):
     """Construct a client."""
+    node, config = context.node_config, context.run_config
     trainloader, testloader = load_data(
-        context.node_config["partition-id"], context.node_config["num-partitions"], context.run_config["batch-size"]
+        node["partition-id"], node["num-partitions"], config["batch-size"], config["data-dir"]
     )
-    config = context.run_config
     return FlowerClient(Net(), trainloader, testloader, config["local-epochs"], config["learning-rate"]).to_client()
 
 

@@ -8,8 +8,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-DATA = Path(__file__).resolve().parents[1] / "data"
-
 
 class Net(nn.Module):
     """A small multi-layer perceptron."""
@@ -23,9 +21,9 @@ class Net(nn.Module):
         return self.fc2(F.relu(self.fc1(x)))
 
 
-def load_data(partition_id: int, num_partitions: int, batch_size: int = 16):
+def load_data(partition_id: int, num_partitions: int, batch_size: int, data_dir: str):
     """Load the training and test data of one partition from local files."""
-    with np.load(DATA / "digits.npz") as file:
+    with np.load(Path(data_dir) / "digits.npz") as file:
         x, y = file["x"][partition_id::num_partitions], file["y"][partition_id::num_partitions]
     x = torch.from_numpy(x.astype(np.float32)) / 16.0
     y = torch.from_numpy(y)

@@ -10,14 +10,18 @@ from digits_app.task import train as train_fn
 app = ClientApp()
 
 
+def data_of(context: Context):
+    """Load this node's data."""
+    node, run = context.node_config, context.run_config
+    return load_data(node["partition-id"], node["num-partitions"], run["batch-size"], run["data-dir"])
+
+
 @app.train()
 def train(msg: Message, context: Context):
     """Train the model on local data."""
     model = Net()
     model.load_state_dict(msg.content["arrays"].to_torch_state_dict())
-    trainloader, _ = load_data(
-        context.node_config["partition-id"], context.node_config["num-partitions"], context.run_config["batch-size"]
-    )
+    trainloader, _ = data_of(context)
     train_loss = train_fn(model, trainloader, context.run_config["local-epochs"], msg.content["config"]["lr"])
     content = RecordDict(
         {
@@ -33,7 +37,7 @@ def evaluate(msg: Message, context: Context):
     """Evaluate the model on local data."""
     model = Net()
     model.load_state_dict(msg.content["arrays"].to_torch_state_dict())
-    _, testloader = load_data(context.node_config["partition-id"], context.node_config["num-partitions"])
+    _, testloader = data_of(context)
     loss, accuracy = test_fn(model, testloader)
     metrics = MetricRecord({"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(testloader.dataset)})
     return Message(content=RecordDict({"metrics": metrics}), reply_to=msg)
