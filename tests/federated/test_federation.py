@@ -134,11 +134,27 @@ def test_central_noise_is_accounted_for(run: Run) -> None:
     assert federations._privacy(settings()) is None
 
 
+def test_dp_sgd_at_the_clients_is_accounted_for(run: Run) -> None:
+    pytest.importorskip("opacus")
+    told = run(dp_noise=1.0, rounds=2).summary["record_privacy"]
+    more = run(dp_noise=1.0, rounds=4).summary["record_privacy"]
+    assert 0 < told["epsilon"] < more["epsilon"]
+    assert more["steps"] == 2 * told["steps"]
+    aimed = run(dp_epsilon=5.0, rounds=4, fraction=0.5).summary["record_privacy"]
+    assert aimed["epsilon"] < 5.0  # a client takes part in some of the rounds only
+
+
+@pytest.mark.parametrize("defense", [{"central_noise": 0.1, "central_clip": 1.0}, {"local_epsilon": 100.0}])
+def test_statistics_are_not_clipped_with_weights(run: Run, defense: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="batch normalisation"):
+        run(model="resnet18", rounds=1, **defense)
+
+
 def test_what_settings_are_refused() -> None:
     for changes, told in (
         ({"rounds": 0}, "out of range"),
         ({"fraction": 1.5}, "out of range"),
-        ({"early_stopping": 3}, "no place in a federation"),
+        ({"early_stopping": 3}, "early_stopping has no place in a federation"),
         ({"epochs": 7}, "of a central training"),
         ({"central_noise": 1.0}, "go together"),
         ({"late": "never"}, "unknown"),

@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
+from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.federated import strategies
 from memberscope.federated.config import FederationConfig
@@ -142,6 +143,7 @@ def server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         del context
+        check_buffers(site)
         strategy = prepare(strategies.make(site.config, site.design.n_clients))
         initial = pack(site.local.state(), resident=site.resident)
         rounds = Rounds(
@@ -155,6 +157,23 @@ def server_app(
         rounds.run(grid, initial, resume=resume)
 
     return app
+
+
+def check_buffers(site: Site) -> None:
+    """Refuse to clip updates of models whose statistics would be clipped, and noised, with their weights.
+
+    Raises
+    ------
+    ConfigError
+        Flower's clipping takes the norm over all that travels: the count of batches of a batch normalisation alone can
+        be larger than all weights together.
+    """
+    if (site.config.central_noise or site.config.local_epsilon) and site.local.has_buffers:
+        raise ConfigError(
+            f"updates of {site.config.recipe.model} cannot be clipped: the statistics of its batch normalisation "
+            "travel with its weights and would be clipped and noised with them",
+            "choose a model without batch normalisation (simplecnn, mlp)",
+        )
 
 
 def _drawn_from_the_seed(seed: int) -> Callable[[Message, Context, Callable[[Message, Context], Message]], Message]:

@@ -23,6 +23,8 @@ def federate(
     *,
     config: Annotated[FederationConfig | None, Parameter(name="*")] = None,
     resume: Path | None = None,
+    superlink: str | None = None,
+    root_certificates: Path | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
 ) -> int:
@@ -34,11 +36,16 @@ def federate(
         memberscope federate --dataset cifar10 --strategy fedprox --strategy-options proximal_mu=0.1
         memberscope federate --dataset cifar10 --clients 1000 --fraction 0.1 --record nothing
         memberscope federate --resume outputs/RUN
+        memberscope federate --dataset cifar10 --clients 2 --superlink 127.0.0.1:8000
 
     Parameters
     ----------
     resume
         Go on with the federation in this run folder after its last finished round; its settings are in the folder.
+    superlink
+        Run it on the SuperNodes of this SuperLink (host:port) instead of in this process; see docs.
+    root_certificates
+        PEM file to check the SuperLink's certificate with; without it the connection is not encrypted.
     json
         Print the summary as one JSON document on standard output.
     quiet
@@ -46,4 +53,11 @@ def federate(
     """
     from memberscope.federated.console import run_federation
 
-    return run_federation(config, resume=resume, as_json=json, quiet=quiet)
+    return run_federation(
+        config,
+        resume=resume,
+        superlink=superlink,
+        root_certificates=root_certificates,
+        as_json=json,
+        quiet=quiet,
+    )

@@ -170,8 +170,7 @@ class FederationConfig:
         for name in ("unverified_data", "secure_aggregation"):
             if not isinstance(getattr(self, name), bool | None):
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is neither true nor false")
-        if self.recipe.early_stopping:
-            raise ConfigError("early_stopping has no place in a federation", "ask for fewer rounds")
+        self._check_defenses()
         if self.recipe.epochs not in (Recipe().epochs, self.rounds * self.local_epochs):
             raise ConfigError(
                 f"epochs = {self.recipe.epochs} is of a central training",
@@ -183,6 +182,18 @@ class FederationConfig:
                 "noise is scaled to the norm that updates are clipped to",
             )
         object.__setattr__(self, "recipe", replace(self.recipe, epochs=self.rounds * self.local_epochs))
+
+    def _check_defenses(self) -> None:
+        """Clients take training steps and nothing else: what trains or watches other models has no place."""
+        from memberscope.defenses.registry import procedure
+
+        taught = procedure(self.recipe)
+        name = self.recipe.needs_validation or (taught.name if taught is not None else "")
+        if name:
+            raise ConfigError(
+                f"{name} has no place in a federation: clients take training steps and nothing else",
+                "choose a defense that acts on data, loss or gradient (`memberscope list defenses`)",
+            )
 
     @property
     def output_dir(self) -> Path:

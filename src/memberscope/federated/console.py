@@ -11,13 +11,19 @@ from memberscope.console import Console
 from memberscope.errors import ConfigError
 from memberscope.federated import config as settings
 from memberscope.federated.config import FederationConfig
-from memberscope.federated.federation import CONFIG, Federation, federate
+from memberscope.federated.federation import CONFIG, Federation, federate, new_run_folder
 
 _SHOWN_REASONS = 5
 
 
 def run_federation(
-    config: FederationConfig | None, *, resume: Path | None = None, as_json: bool = False, quiet: bool = False
+    config: FederationConfig | None,
+    *,
+    resume: Path | None = None,
+    superlink: str | None = None,
+    root_certificates: Path | None = None,
+    as_json: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Train (or go on training) a federation and print its outcome; returns the exit code."""
     console = Console(quiet=quiet or as_json)
@@ -27,7 +33,16 @@ def run_federation(
         config = settings.read(resume / CONFIG)
     if config is None:
         raise ConfigError("no dataset was named", "for example: memberscope federate --dataset digits")
-    run = federate(config, events=console, folder=resume, resume=resume is not None)
+    if superlink is None:
+        if root_certificates is not None:
+            raise ConfigError("--root-certificates was given without --superlink", "in this process nothing travels")
+        run = federate(config, events=console, folder=resume, resume=resume is not None)
+    else:
+        from memberscope.federated.deploy import SuperLink, deploy
+
+        place = SuperLink(superlink, root_certificates)
+        folder = resume or new_run_folder(config)
+        run = deploy(config, place, folder=folder, events=console, resume=resume is not None)
     show(run, as_json=as_json)
     return 0
 
@@ -46,7 +61,7 @@ def show(run: Federation, *, as_json: bool = False) -> None:
         f"by clients and not trained on, {records['of_nobody']:,} of nobody",
         "Accuracy of the global model: " + _accuracies(summary["accuracy"]),
         *_failures(run.history, summary["failures"]),
-        *_guarantee(summary["privacy"]),
+        *_guarantees(summary["privacy"], summary["record_privacy"]),
         f"Run folder: {run.folder.resolve()}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -72,10 +87,14 @@ def _failures(history: list[dict[str, Any]], failures: dict[str, int]) -> list[s
     return lines
 
 
-def _guarantee(privacy: dict[str, Any] | None) -> list[str]:
-    if privacy is None:
-        return []
-    return [
-        f"Central differential privacy: epsilon {privacy['epsilon']:.3g} at delta {privacy['delta']:g} for "
-        f"{privacy['unit']}, against {privacy['holds_against']}"
-    ]
+def _guarantees(clients: dict[str, Any] | None, records: dict[str, Any] | None) -> list[str]:
+    lines = []
+    if clients is not None:
+        lines.append(
+            f"Central differential privacy: epsilon {clients['epsilon']:.3g} at delta {clients['delta']:g} for "
+            f"{clients['unit']}, against {clients['holds_against']}"
+        )
+    if records is not None:
+        epsilon = "no epsilon (no noise)" if records["epsilon"] is None else f"epsilon {records['epsilon']:.3g}"
+        lines.append(f"DP-SGD at the clients: {epsilon} at delta {records['delta']:g} for each record, at the least")
+    return lines

@@ -122,10 +122,10 @@ def federate(
     pool = dataset or load(config.dataset, config.data_dir, unverified=config.unverified_data)
     events.stage("Sharing the records out")
     design = design or plan(config, pool)
-    folder = folder or _new_folder(config, pool, design)
+    folder = folder or new_run_folder(config)
     if resume:
         _check_same(folder, pool, design)
-    _prepare(folder, config, pool, design)
+    prepare(folder, config, pool, design)
     events.stage(f"Training the federation ({config.strategy})")
     events.federation(
         model=config.recipe.model,
@@ -136,7 +136,7 @@ def federate(
     site = apps.Site(config, lambda: pool, lambda _: design, resident=True)
 
     def prepared(strategy: Strategy) -> Strategy:
-        return _taped(strategy if tamper is None else tamper(strategy), config, folder)
+        return taped(strategy if tamper is None else tamper(strategy), config, folder)
 
     server = apps.server_app(site, folder, events=events, prepare=prepared, resume=resume)
     with _quiet_flower():
@@ -171,7 +171,8 @@ def finish(site: Site, folder: Path, events: Events) -> Federation:
     if kept is None or kept.round < site.config.rounds:
         raise RunFolderError(f"the federation in {folder} is not finished", f"go on with --resume {folder}")
     events.stage("Writing the run folder")
-    model = site.local.model(unpack(kept.arrays), tuple(_as_epochs(kept.history)))
+    privacy = _weakest_guarantee(site, kept.history)
+    model = site.local.model(unpack(kept.arrays), tuple(_as_epochs(kept.history)), privacy)
     dataset, design = site.dataset, site.design
     save(
         model,
@@ -184,6 +185,17 @@ def finish(site: Site, folder: Path, events: Events) -> Federation:
     summary = _summary(site.config, dataset, design, model, kept.history)
     write_json(folder / SUMMARY, summary)
     return Federation(folder, site.config, dataset, design, model, kept.history, summary)
+
+
+def read_finished(config: FederationConfig, folder: Path, events: Events) -> Federation:
+    """Finish a federation whose rounds another process ran."""
+    from memberscope.data_loader import load
+    from memberscope.federated import apps
+
+    pool = load(config.dataset, config.data_dir, unverified=config.unverified_data)
+    design = plan(config, pool)
+    _check_same(folder, pool, design)
+    return finish(apps.Site(config, lambda: pool, lambda _: design, resident=True), folder, events)
 
 
 def read(folder: Path, *, dataset: Dataset | None = None, device: str = "auto") -> Federation:
@@ -220,14 +232,16 @@ def read(folder: Path, *, dataset: Dataset | None = None, device: str = "auto") 
     return Federation(folder, config, pool, design, model, kept.history if kept else [], summary)
 
 
-def _new_folder(config: FederationConfig, dataset: Dataset, design: Design) -> Path:
+def new_run_folder(config: FederationConfig) -> Path:
+    """An empty run folder, named after the settings."""
     from memberscope.report.run_folder import new_folder
 
-    name = f"{dataset.name}_federated_{design.n_clients}clients_{config.rounds}rounds"
+    dataset = config.dataset.partition(":")[0]
+    name = f"{dataset}_federated_{config.clients}clients_{config.rounds}rounds"
     return new_folder(config.output_dir, name)
 
 
-def _prepare(folder: Path, config: FederationConfig, dataset: Dataset, design: Design) -> None:
+def prepare(folder: Path, config: FederationConfig, dataset: Dataset, design: Design) -> None:
     """What determines the federation, written before it begins."""
     from memberscope.report.federation_plots import partition_map
 
@@ -249,7 +263,7 @@ def _check_same(folder: Path, dataset: Dataset, design: Design) -> None:
         )
 
 
-def _taped(strategy: Strategy, config: FederationConfig, folder: Path) -> Strategy:
+def taped(strategy: Strategy, config: FederationConfig, folder: Path) -> Strategy:
     """The strategy with a tap that keeps what the server sees; the tape of an interrupted run is continued."""
     if config.recorded == "nothing":
         return strategy
@@ -327,11 +341,22 @@ def _summary(
         "accuracy": accuracy,
         "failures": {"replies": len(failed), "of": sum(len(r["clients"]) + len(r["failed"]) for r in history)},
         "privacy": _privacy(config),
+        "record_privacy": model.privacy,
         "seconds": sum(r["seconds"] for r in history),
         "weights_sha256": model.weights_sha256,
         "precision": model.precision,
         "settings": config.to_dict(),
     }
+
+
+def _weakest_guarantee(site: Site, history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """DP-SGD's guarantee for the records of the client that has the weakest; the steps of all its rounds add up."""
+    epochs = [0] * site.design.n_clients
+    for record in history:
+        for entry in record["clients"]:
+            epochs[entry["client"]] += entry["epochs"]
+    found = [g for client, made in enumerate(epochs) if (g := site.local.guarantee(client, made)) is not None]
+    return max(found, key=lambda g: float("inf") if g["epsilon"] is None else g["epsilon"], default=None)
 
 
 def _privacy(config: FederationConfig) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memberscope import seeds
+from memberscope.defenses.dp_sgd import DpSgd
 from memberscope.federated.design import Design
 from memberscope.records.pool import Dataset
 from memberscope.training.batches import Normalisation, Records
@@ -144,6 +146,7 @@ class LocalTraining:
             training.seed = _number(self._seed, f"client {client}")
             training.members, training.labels = self._part(self._place[rows])
             training.watched = _watched(len(rows), WATCHED_BY_CLIENT, self._seed, f"client {client}")
+            self._prepare_noise(client)
             training.optimizer.state.clear()  # a client begins each round afresh: momentum belongs to no one else
             before = training._record(0)
             with _proximal(training.optimizer, proximal_mu):
@@ -154,6 +157,19 @@ class LocalTraining:
             len(rows), before["train_loss"], before["train_acc"], after["train_loss"], after["train_acc"], epochs
         )
         return self.state(), outcome
+
+    def guarantee(self, client: int, epochs: int) -> dict[str, Any] | None:
+        """What DP-SGD guarantees the records of a client that made so many passes over them; None without it."""
+        gradient = self._training.gradient
+        if not isinstance(gradient, DpSgd) or epochs == 0:
+            return None
+        self._prepare_noise(client)
+        return gradient.guarantee(self._training.steps, epochs).to_dict()
+
+    @property
+    def has_buffers(self) -> bool:
+        """The model keeps statistics that travel with its weights (batch normalisation)."""
+        return any(True for _ in self._training.module.buffers())
 
     def watch(self, state: Mapping[str, Tensor]) -> tuple[float, float]:
         """Loss and accuracy of a model on a fixed sample of the records of nobody; NaN where there are none."""
@@ -170,7 +186,12 @@ class LocalTraining:
             self.load(state)
             return self._training._evaluate(records, labels, np.arange(len(records)))
 
-    def model(self, state: Mapping[str, Tensor], history: tuple[dict[str, object], ...]) -> TrainedModel:
+    def model(
+        self,
+        state: Mapping[str, Tensor],
+        history: tuple[dict[str, Any], ...],
+        privacy: dict[str, Any] | None = None,
+    ) -> TrainedModel:
         """The model of a state, ready to be asked and saved."""
         self.load(state)
         trained = self._training.result(self._recipe)
@@ -181,7 +202,15 @@ class LocalTraining:
             stopped_epoch=len(history),
             best_epoch=len(history),
             threads=self._threads,
+            privacy=privacy,
         )
+
+    def _prepare_noise(self, client: int) -> None:
+        """Steps of an epoch of this client; for DP-SGD with a target epsilon they decide its noise."""
+        training, records = self._training, len(self._design.trained(client))
+        training.steps = -(-records // self._recipe.batch_size)
+        if training.gradient is not None:
+            training.gradient.begin(records, training.steps, self._recipe.epochs)
 
     def _part(self, index: NDArray[np.int64]) -> tuple[Records, Tensor]:
         return self._everyone.part(index), self._labels[torch.from_numpy(index).to(self._labels.device)]

@@ -20,6 +20,7 @@ from memberscope.federated.config import FederationConfig
 from memberscope.federated.draws import global_draws
 from memberscope.federated.replies import Sifted, client_of, sift
 
+_LOOK_SECONDS = 1.0
 _SILENT_ROUNDS = 3
 """So many rounds in a row without one good reply end a federation: something is wrong with all clients."""
 _REPORTED = ("examples", "epochs", "global_loss", "global_acc", "train_loss", "train_acc")
@@ -71,6 +72,7 @@ class Rounds:
         """
         kept = standing.read(self._folder, self._strategy) if resume else None
         arrays, first = (initial, 1) if kept is None else (kept.arrays, kept.round + 1)
+        self._await_clients(grid)
         seconds: list[float] = []
         for round_ in range(first, self._config.rounds + 1):
             began = time.perf_counter()
@@ -84,6 +86,21 @@ class Rounds:
             self._events.federation_round(record, self._config.rounds, left)
             self._check_silence(sifted, record)
         return arrays
+
+    def _await_clients(self, grid: Grid) -> None:
+        """Wait until all clients are there; those of this process are at once."""
+        deadline = time.monotonic() + self._config.timeout
+        there = -1
+        while (now := len(list(grid.get_node_ids()))) < self._n_clients:
+            if now != there:
+                there = now
+                self._events.note(f"Waiting for clients: {now} of {self._n_clients} are connected.")
+            if time.monotonic() > deadline:
+                raise MemberscopeError(
+                    f"{now} of {self._n_clients} clients connected within {self._config.timeout:g} seconds",
+                    "start the missing SuperNodes, or ask for fewer clients",
+                )
+            time.sleep(_LOOK_SECONDS)
 
     def _round(self, round_: int, arrays: ArrayRecord, grid: Grid) -> tuple[ArrayRecord, Sifted]:
         strategy, timeout = self._strategy, self._config.timeout

@@ -56,13 +56,14 @@ def make(config: FederationConfig, n_clients: int) -> Strategy:
         raise ConfigError(f"strategy = {config.strategy!r} is unknown", f"one of {', '.join(known)}")
     kind = known[config.strategy]
     options = _options(config, kind)
-    count = chosen_each_round(config, n_clients)
+    # One node is enough for a round: all are waited for once, before the first (`Rounds`), and a node that is lost for
+    # good later must not stop the others.
     ours: dict[str, Any] = {
         "fraction_train": config.fraction,
         "fraction_evaluate": 0.0,
-        "min_train_nodes": count,
+        "min_train_nodes": 1,
         "min_evaluate_nodes": 0,
-        "min_available_nodes": n_clients,
+        "min_available_nodes": 1,
     }
     if config.strategy == "qfedavg":
         options.setdefault("train_loss_key", "global_loss")  # its F_k is the loss of the model that was sent
@@ -76,7 +77,7 @@ def make(config: FederationConfig, n_clients: int) -> Strategy:
         "server": flower.DifferentialPrivacyServerSideFixedClipping,
         "client": flower.DifferentialPrivacyClientSideFixedClipping,
     }[config.clip_at]
-    return wrapper(strategy, config.central_noise, config.central_clip, count)
+    return wrapper(strategy, config.central_noise, config.central_clip, chosen_each_round(config, n_clients))
 
 
 def capture(strategy: Strategy) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
