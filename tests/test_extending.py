@@ -1,70 +1,52 @@
-"""The pages of CONTRIBUTING.md, tried: a dataset, a model and an attack from a package that is not ours."""
+"""The pages of CONTRIBUTING.md, tried: a dataset, a model and attacks from a package that is not ours.
+
+The package (`tests/example_package`) is built and installed by pip into a folder of its own, entry points and all.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-PACKAGE = """
-import numpy as np
-import torch
-from memberscope.attacks.base import Attack, Card, InformedAttack
-from memberscope.data_loader import Dataset, DatasetEntry
-from memberscope.evidence import Knowledge
+EXAMPLE = Path(__file__).parent / "example_package"
 
 
-def load_stripes(request):
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 2, 400)
-    x = (rng.random((400, 1, 8, 8)) * 128 + 64 * y[:, None, None, None]).astype(np.uint8)
-    return Dataset(
-        name="stripes", x=x, y=y, classes=("dark", "bright"), is_train=np.arange(400) < 200,
-        source="made by load_stripes", verified=True,
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip installed the package."""
+    folder = tmp_path_factory.mktemp("example")
+    source = shutil.copytree(EXAMPLE, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    offline = ("--no-index", "--no-build-isolation", "--no-deps", "--no-compile", "--disable-pip-version-check")
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", *offline, "--target", str(folder / "site"), str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-
-
-stripes = DatasetEntry(load_stripes, "Stripes", "bright and dark images, 400 records")
-
-
-class SecondLook(Attack):
-    name = "second-look"
-    title = "Margin over the runner-up class"
-    needs = frozenset({Knowledge.PROBABILITIES})
-    card = Card("a paper, section 1", "p_(1) - p_(2)", "one query a record", "known traps")
-
-    def score(self, evidence):
-        return evidence.signals.top_two_gap
-
-
-def make(n_classes, in_channels):
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64 * in_channels, n_classes))
-"""
-ENTRY_POINTS = """
-[memberscope.attacks]
-second-look = stripes_package:SecondLook
-
-[memberscope.datasets]
-stripes = stripes_package:stripes
-"""
+    if "No module named pip" in done.stderr or "Cannot import 'setuptools" in done.stderr:
+        pytest.skip("pip or setuptools is not installed here")
+    assert done.returncode == 0, done.stderr
+    return folder / "site"
 
 
 @pytest.fixture
-def installed(tmp_path: Path) -> Path:
-    """A folder that holds the package as pip would install it."""
-    (tmp_path / "stripes_package.py").write_text(PACKAGE)
-    info = tmp_path / "stripes_package-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stripes-package\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    return tmp_path
+def installed(site: Path, tmp_path: Path) -> Path:
+    """A folder to work in, with the package installed beside it."""
+    return shutil.copytree(site, tmp_path / "site")
 
 
-def memberscope(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from memberscope.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, check=False)
+def memberscope(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); from memberscope.cli import main; main()"
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MEMBERSCOPE_")}
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=site.parent, env=plain, capture_output=True, text=True, check=False
+    )
 
 
 def test_dataset_model_and_attack_of_another_package(installed: Path) -> None:
@@ -74,17 +56,34 @@ def test_dataset_model_and_attack_of_another_package(installed: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "second-look" in done.stdout
-    assert (installed / "outputs").is_dir()
+    assert (installed.parent / "outputs").is_dir()
+
+
+def test_an_attack_with_reference_models_of_another_package(installed: Path) -> None:
+    rng = np.random.default_rng(0)
+    n, k = 1000, 8
+    inside, member = np.argsort(rng.random((k, n)), axis=0) < k // 2, rng.random(n) < 0.5
+    phi = 2 * rng.normal(size=n) + 2 * np.vstack([member[None], inside]) + rng.normal(size=(k + 1, n))
+    logits = np.stack([-phi / 2, phi / 2], axis=-1)
+    np.savez(
+        installed.parent / "answers.npz", logits=logits[0], labels=np.ones(n, int), member=member,
+        reference_logits=logits[1:], reference_membership=inside,
+    )  # fmt: skip
+    done = memberscope(installed, "score", "answers.npz", "--attacks", "odds-against-median", "loss")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.strip().startswith("odds-against-median")]
+    assert "0.9" in line or "0.8" in line
 
 
 def test_the_lists_name_them(installed: Path) -> None:
     assert "second-look" in memberscope(installed, "list", "attacks").stdout
+    assert "Margin over the runner-up class. Paper:" in memberscope(installed, "list", "attacks", "second-look").stdout
     assert "stripes" in memberscope(installed, "list", "datasets").stdout
 
 
 def test_an_entry_point_that_is_no_attack_is_refused(installed: Path) -> None:
-    info = installed / "stripes_package-1.0.dist-info" / "entry_points.txt"
-    info.write_text("[memberscope.attacks]\nbroken = stripes_package:make\n")
+    (points,) = installed.glob("stripes_package-*.dist-info/entry_points.txt")
+    points.write_text("[memberscope.attacks]\nbroken = stripes_package:make\n")
     done = memberscope(installed, "list", "attacks")
     assert done.returncode == 3
     assert "not a subclass of Attack" in done.stderr

@@ -112,6 +112,8 @@ class Evidence:
         [N, F], a feature of several parts), or None.
     reference_white_box
         The same of the reference models, whose weights the adversary has who trained them, or None.
+    reference_oracle
+        Gives the oracle of reference model k on the records, or None.
     workshop
         Trains models on the target's answers, or None.
     oracle
@@ -135,6 +137,7 @@ class Evidence:
     population_features: NDArray[np.floating] | None = field(default=None, repr=False)
     white_box: Callable[[str], NDArray[np.float64]] | None = field(default=None, repr=False)
     reference_white_box: ReferenceWhiteBox | None = field(default=None, repr=False)
+    reference_oracle: Callable[[int], Oracle] | None = field(default=None, repr=False)
     workshop: Workshop | None = field(default=None, repr=False)
     oracle: Oracle | None = field(default=None, repr=False)
     rounds: Rounds | None = field(default=None, repr=False)
@@ -250,7 +253,8 @@ class Evidence:
             known.add(Knowledge.POPULATION)
         if self.white_box is not None:
             known.add(Knowledge.WEIGHTS)
-        if self.reference_white_box is not None and self.reference_membership is not None:
+        own = (self.reference_white_box, self.reference_oracle)
+        if self.reference_membership is not None and all(part is not None for part in own):
             known.add(Knowledge.REFERENCE_WEIGHTS)
         if self.workshop is not None:
             known.add(Knowledge.WORKSHOP)
@@ -289,7 +293,7 @@ class Evidence:
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Evidence:
         """The evidence about some of the records only, in the order of `rows` (indices, or a mask)."""
-        white_box, of_references = self.white_box, self.reference_white_box
+        white_box, of_references, asked = self.white_box, self.reference_white_box, self.reference_oracle
         here = np.arange(self.n_records)[rows]
         references = self.reference_logits
         membership = self.reference_membership
@@ -305,6 +309,7 @@ class Evidence:
             reference_white_box=None
             if of_references is None
             else lambda model, name, rows: of_references(model, name, here[rows]),
+            reference_oracle=None if asked is None else lambda model: asked(model).take(rows),
             workshop=None if self.workshop is None else self.workshop.take(rows),
             oracle=None if self.oracle is None else self.oracle.take(rows),
             rounds=None if self.rounds is None else self.rounds.take(rows),

@@ -121,11 +121,14 @@ def notes(config: AuditConfig, split: Split) -> list[str]:
 def seen(bank: ModelBank, split: Split, index: NDArray[np.int64], *, population: bool) -> dict[str, Any]:
     """The part of the evidence that reference models give: answers, left on disk, membership, and their weights."""
     from memberscope.training.gradients import reference_white_box
+    from memberscope.training.probing import ModelOracle
 
+    x = bank.dataset.x
     told: dict[str, Any] = {
         "reference_logits": bank.logits(index),
         "reference_membership": bank.membership[:, index],
-        "reference_white_box": reference_white_box(bank.model, bank.dataset.x, bank.dataset.y, index),
+        "reference_white_box": reference_white_box(bank.model, x, bank.dataset.y, index),
+        "reference_oracle": lambda k: ModelOracle(bank.model(k), x, index),
     }
     if population:
         told["population_reference_logits"] = bank.logits(split.validation)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from memberscope.attacks.base import score_records
 from memberscope.attacks.label_only import AugmentationRobustness, BoundaryDistance, NoiseRobustness
+from memberscope.attacks.label_only_taught import TaughtAugmentationRobustness, TunedNoiseRobustness
 from memberscope.errors import EvidenceError
-from memberscope.evidence import from_logits
+from memberscope.evidence import Evidence, from_logits
 from memberscope.probes import Noise, Probe, Shift
+from memberscope.statistics.curves import auc, rank
 from memberscope.training.probing import ModelOracle
 from memberscope.training.recipe import Recipe
 from memberscope.training.train_target import fit
@@ -90,3 +93,60 @@ def test_members_of_an_overfitted_model_stand_more_noise(trained: tuple[object, 
     for attack in (NoiseRobustness, BoundaryDistance, AugmentationRobustness):
         scores = attack(rng=np.random.default_rng(0)).score(evidence)
         assert scores[:30].mean() > scores[30:].mean() + 0.05, attack.name
+
+
+def taught_evidence(records: np.ndarray, of_reference: np.ndarray, inside: np.ndarray) -> Evidence:
+    logits = np.stack([np.zeros(len(records)), records], axis=1)
+    return from_logits(
+        logits,
+        np.ones(len(records), np.int64),
+        oracle=Line(records),
+        reference_logits=logits[None, None],
+        reference_membership=inside[None],
+        reference_oracle=lambda k: Line(of_reference),
+        reference_white_box=lambda k, name, rows: np.zeros(len(rows)),
+    )
+
+
+def test_the_strength_of_noise_is_tuned_on_a_reference_model() -> None:
+    """Members of the reference model stand noise of 0.15, others of 0.07: only a strength of 0.1 tells."""
+    rng = np.random.default_rng(0)
+    inside, member = rng.random(200) < 0.5, rng.random(200) < 0.5
+    evidence = taught_evidence(np.where(member, 0.15, 0.07), np.where(inside, 0.15, 0.07), inside)
+    scores = TunedNoiseRobustness(rng=rng).score(evidence)
+    np.testing.assert_array_equal(scores, np.where(member, 1.0, 8 / 32))
+    elsewhere = taught_evidence(np.where(member, 0.15, 0.07), np.where(inside, 0.35, 0.15), inside)
+    scores = TunedNoiseRobustness(rng=rng).score(elsewhere)
+    np.testing.assert_array_equal(scores, 8 / 32)  # tuned to 0.2, which loses all records of the target
+    few = taught_evidence(np.ones(200), np.ones(200), np.arange(200) < 10)
+    with pytest.raises(EvidenceError, match="no reference model has members and non-members enough"):
+        TunedNoiseRobustness().score(few)
+    with pytest.raises(EvidenceError, match="cannot be moved or mirrored"):
+        TaughtAugmentationRobustness().score(evidence)
+    assert TunedNoiseRobustness.adversary().name == "insider"
+
+
+def test_what_a_reference_model_teaches_about_shifts_tells_members_of_the_target() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (160, 1, 8, 8), dtype=np.uint8), np.arange(160) % 3
+    recipe = Recipe(epochs=15, batch_size=20, precision="fp32")
+    halves = rng.random((2, 160)) < 0.5
+    target, reference = (
+        fit(recipe, x, y, half, n_classes=3, seed=i, device="cpu", threads=1) for i, half in enumerate(halves)
+    )
+    evidence = from_logits(
+        target.query(x),
+        y,
+        oracle=ModelOracle(target, x, np.arange(160)),
+        reference_logits=reference.query(x)[None],
+        reference_membership=halves[1:],
+        reference_oracle=lambda k: ModelOracle(reference, x, np.arange(160)),
+        reference_white_box=lambda k, name, rows: np.zeros(len(rows)),
+    )
+    for attack in (TaughtAugmentationRobustness, TunedNoiseRobustness):
+        scores = score_records(attack, evidence, halves[0], rng=np.random.default_rng(0))
+        assert auc(rank(scores, halves[0])) > 0.7, attack.name
+    part = evidence.take(np.array([3, 1]))
+    assert part.reference_oracle is not None
+    expected = ModelOracle(reference, x, np.array([3, 1])).labels(Shift(1, 0))
+    np.testing.assert_array_equal(part.reference_oracle(0).labels(Shift(1, 0)), expected)

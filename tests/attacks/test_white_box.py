@@ -14,6 +14,7 @@ from memberscope.errors import EvidenceError, MissingKnowledgeError
 from memberscope.evidence import Evidence, Knowledge
 from memberscope.statistics.curves import auc, rank
 from memberscope.training.gradients import reference_white_box, white_box
+from memberscope.training.probing import ModelOracle
 from memberscope.training.recipe import Recipe
 from memberscope.training.train_target import fit
 
@@ -39,6 +40,7 @@ def audited() -> tuple[Evidence, np.ndarray]:
         reference_membership=INSIDE[1:],
         white_box=white_box(models[0], x, y),
         reference_white_box=reference_white_box(lambda k: models[1 + k], x, y, np.arange(N)),
+        reference_oracle=lambda k: ModelOracle(models[1 + k], x, np.arange(N)),
     )
     return evidence, INSIDE[0]
 

@@ -20,6 +20,7 @@ from memberscope.attacks.four_features import BoostedTreesFourFeatures, Logistic
 from memberscope.attacks.fusion import RankFusion
 from memberscope.attacks.imitation import DistillationTrajectory, Imia
 from memberscope.attacks.label_only import AugmentationRobustness, BoundaryDistance, NoiseRobustness
+from memberscope.attacks.label_only_taught import TaughtAugmentationRobustness, TunedNoiseRobustness
 from memberscope.attacks.lira import (
     LiraOfflineOneSided,
     LiraOfflineOneSidedPerRecord,
@@ -93,6 +94,8 @@ ATTACKS: dict[str, type[Attack]] = {
         RankFusion,
         Ensemble,
         TaughtFusion,
+        TunedNoiseRobustness,
+        TaughtAugmentationRobustness,
         Imia,
         DistillationTrajectory,
         WeightGradientNorm,
