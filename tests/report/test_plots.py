@@ -136,6 +136,13 @@ def test_a_very_long_class_name_does_not_break_the_figure(tmp_path):
         assert picture.width < 600
 
 
+@pytest.mark.parametrize(("spread", "nines"), [(2.0, 5), (15.0, 7), (20.0, 10), (40.0, 15)])
+def test_the_axis_of_confidence_goes_as_far_as_the_records_do(spread, nines):
+    confidence = 1 / (1 + np.exp(-np.linspace(0, spread, 101)))
+    assert plots._nines(confidence) == nines
+    assert np.mean(confidence > 1 - 10.0**-nines) <= 0.1 or nines == 15
+
+
 def test_a_missing_test_accuracy_or_validation_is_left_out(tmp_path):
     history = [{"epoch": 1, "train_acc": 0.3, "val_acc": None, "train_loss": 2.0, "val_loss": None}]
     plots.accuracy_curve(tmp_path / "a.png", history, test=None)

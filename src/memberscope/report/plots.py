@@ -42,6 +42,9 @@ TPR_LABEL = "True-positive rate (members found)"
 WIDE = (7.2, 5.2)
 HISTOGRAM_BINS = 30
 CONFIDENCE_TICKS = (0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+_FARTHEST = (5, 7, 10, 15)
+"""The axis of a confidence histogram ends this many nines after the point; the last is what float64 can tell from 1."""
+_IN_LAST_BIN = 0.1
 MOST_BANDS = 3
 
 
@@ -241,11 +244,12 @@ def class_confidence_histogram(
     member
         bool [n].
     """
-    odds = _log_odds(np.asarray(confidence, np.float64))
-    edges = np.linspace(min(0.0, float(odds.min(initial=0.0))), _log_odds(np.asarray(1.0)), HISTOGRAM_BINS + 1)
+    nines = _nines(np.asarray(confidence, np.float64))
+    odds = _log_odds(np.asarray(confidence, np.float64), nines)
+    edges = np.linspace(min(0.0, float(odds.min(initial=0.0))), float(nines), HISTOGRAM_BINS + 1)
     missing = _missing_group(int(member.sum()), int((~member).sum()))
-    with drawing(path, (4.6, 4.2), _class_title("Confidence", label, name), box=(0.14, 0.19, 0.8, 0.73)) as axes:
-        reading = "Where the two differ, confidence gives away members. Last bin: above 0.99998."
+    with drawing(path, (4.6, 4.2), _class_title("Confidence", label, name), box=(0.14, 0.23, 0.8, 0.69)) as axes:
+        reading = f"Where they differ, confidence gives away members.\nLast bin: above {_above(edges[-2])}."
         caption(axes, f"{missing}: nothing to compare" if missing else reading)
         if not len(odds):
             say(axes, "no records of this class")
@@ -258,17 +262,40 @@ def class_confidence_histogram(
                 shares = 100 * np.histogram(group, edges)[0] / len(group)
                 axes.stairs(shares, edges, color=colour, fill=True, alpha=0.2)
                 axes.stairs(shares, edges, color=colour, ls=dash, lw=1.5, label=f"{text} (n = {count(len(group))})")
-        ticks = [p for p in CONFIDENCE_TICKS if _log_odds(np.asarray(p)) >= edges[0]]
-        axes.set_xticks(_log_odds(np.asarray(ticks)), [f"{p:g}" for p in ticks])
+        if nines == _FARTHEST[0]:
+            ticks = [p for p in CONFIDENCE_TICKS if _log_odds(np.asarray(p), nines) >= edges[0]]
+            axes.set_xticks(_log_odds(np.asarray(ticks), nines), [f"{p:g}" for p in ticks])
+        else:
+            places = range(0, nines, -(-nines // 4))
+            axes.set_xticks(list(places), ["0.5" if not n else _all_but(n) for n in places])
         axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.2 * axes.get_ylim()[1]))
         axes.set(xlabel="Largest probability in the model's answer", ylabel="Share of the group (%)")
         axes.legend(loc="upper left")
 
 
-def _log_odds(confidence: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log-odds to base 10, between those of 1e-3 and of 1 - 1e-5, beyond which records share a bin."""
-    p = np.clip(confidence, 1e-3, 1 - 1e-5)
+def _nines(confidence: NDArray[np.float64]) -> int:
+    """How far the axis goes: as little as keeps all but a tenth of the records out of the last bin."""
+    fitting = (n for n in _FARTHEST if np.mean(confidence > 1 - 10.0**-n) <= _IN_LAST_BIN)
+    return next(fitting, _FARTHEST[-1]) if len(confidence) else _FARTHEST[0]
+
+
+def _log_odds(confidence: NDArray[np.float64], nines: int) -> NDArray[np.float64]:
+    """Log-odds to base 10, between those of 1e-3 and of 1 - 10^-nines, beyond which records share a bin."""
+    p = np.clip(confidence, 1e-3, 1 - 10.0**-nines)
     return np.asarray(np.log10(p) - np.log10(1 - p))
+
+
+def _all_but(nines: int) -> str:
+    return f"{1 - 10.0**-nines:g}" if nines < _FARTHEST[0] else f"1 \N{MINUS SIGN} $10^{{-{nines}}}$"
+
+
+def _above(log_odds: float) -> str:
+    """The probability of such log-odds to base 10, short."""
+    rest = 1 / (1 + 10.0**log_odds)
+    if log_odds < _FARTHEST[0]:
+        return f"{1 - rest:.5g}"
+    power = int(np.floor(np.log10(rest)))
+    return f"1 \N{MINUS SIGN} {rest / 10.0**power:.0f} · $10^{{{power}}}$"
 
 
 def _loglog(
