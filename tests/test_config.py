@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memberscope.config import AuditConfig, Protocol, default_output_dir, from_settings, to_toml
+from memberscope.defenses.registry import DEFENSES
 from memberscope.errors import ConfigError
 from memberscope.membership import PROTOCOLS
-from memberscope.training.recipe import Recipe
+from memberscope.training.recipe import SINCE_FIRST, Recipe
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 SETTINGS = st.fixed_dictionaries(
@@ -94,9 +95,22 @@ def test_every_setting_has_its_own_name_and_is_written() -> None:
         canaries=0,
         recipe=Recipe(learning_rate=0.1, augmentation=("flip",)),
     )
-    assert set(full.to_dict()) == (own | of_recipe) - {"recipe"}
+    assert set(full.to_dict()) == (own | of_recipe) - {"recipe"} - set(SINCE_FIRST)
     assert from_settings(tomllib.loads(to_toml(full.to_dict()))) == full
     assert set(get_args(Protocol)) == set(PROTOCOLS)
+
+
+@pytest.mark.parametrize("defense", [d for d in DEFENSES.values() if set(d.settings) <= set(SINCE_FIRST)])
+def test_every_setting_of_a_defense_survives_toml(defense):
+    """They are written where they are in use, and one that is not at its default is in use."""
+    values = {"hamp": 0.9, "hamp_output": False, "top_answers": 3, "round_answers": 2, "label_only": True}
+    values |= {"dp_delta": 1e-6, "dp_microbatch": 32, "relaxloss_upper": 0.5, "selena": 5, "selena_left_out": 2}
+    settings = {name: values.get(name, 0.7) for name in defense.settings if name != "dp_noise"}
+    config = AuditConfig(dataset="digits", recipe=Recipe(**settings))
+    text = to_toml(config.to_dict())
+    again = from_settings(tomllib.loads(text))
+    assert again == config
+    assert set(settings) <= set(tomllib.loads(text))
 
 
 def test_what_means_the_same_is_taken() -> None:

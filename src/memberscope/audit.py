@@ -15,6 +15,7 @@ from memberscope.audit_bounds import bounds_of_audit, claim_of
 from memberscope.canary_audit import attack_canaries, put_in
 from memberscope.checks import Context, Finding, check_codes, run_checks
 from memberscope.config import AuditConfig, from_settings
+from memberscope.defenses.registry import labels_only, outputs
 from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.evidence import Evidence, from_logits
@@ -210,6 +211,8 @@ def observe(
         more["population_features"] = content_features(dataset.x[split.validation])
     if bank is not None:
         more |= reference_models.seen(bank, split, index, population="population_logits" in more)
+    more["has_logits"] = not outputs(target.model.recipe)
+    more["has_probabilities"] = not labels_only(target.model.recipe)
     return from_logits(logits, dataset.y[index], queries=queries, **more)
 
 

@@ -123,6 +123,8 @@ class Evidence:
         this client may have trained on, and the answers are those of the last global model.
     has_logits
         False where only probabilities were seen: `logits` then holds their logarithm.
+    has_probabilities
+        False where only predicted classes were seen: `logits` then holds 0 for them, and as little as may be else.
     """
 
     logits: NDArray[np.floating]
@@ -142,6 +144,7 @@ class Evidence:
     oracle: Oracle | None = field(default=None, repr=False)
     rounds: Rounds | None = field(default=None, repr=False)
     has_logits: bool = True
+    has_probabilities: bool = True
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 3:
@@ -242,7 +245,9 @@ class Evidence:
     @property
     def knowledge(self) -> frozenset[Knowledge]:
         """What can be known from this evidence; `SOME_MEMBERSHIP` is handed out by whoever runs the attack."""
-        known = {Knowledge.LABELS, Knowledge.PROBABILITIES, Knowledge.TRUE_LABELS}
+        known = {Knowledge.LABELS, Knowledge.TRUE_LABELS}
+        if self.has_probabilities:
+            known.add(Knowledge.PROBABILITIES)
         if self.reference_membership is not None:
             known.add(Knowledge.REFERENCES)
             if self.reference_membership.any():

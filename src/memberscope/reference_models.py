@@ -155,7 +155,7 @@ def _folder(config: AuditConfig, dataset: Dataset, split: Split) -> Path:
     """Where the bank of these settings lies: readable name, and a hash of all that determines it."""
     recipe = config.recipe
     pool = hashlib.sha256(np.packbits(split.pool).tobytes()).hexdigest()
-    parts = [recipe.digest, dataset.fingerprint, pool, config.seed, queries_of(recipe)]
+    parts = [recipe.answers_digest, dataset.fingerprint, pool, config.seed, queries_of(recipe)]
     if recipe.needs_validation:
         parts.append(hashlib.sha256(np.packbits(split.validation).tobytes()).hexdigest())
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

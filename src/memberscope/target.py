@@ -102,7 +102,8 @@ def facts(
         "val_acc": val,
         "test_acc": test,
         "generalization_gap": train - test,
-        "test_loss": float(evidence.signals.loss[~member].mean()),
+        # Of answers that a defense altered, the loss is not that of the training curves.
+        "test_loss": float(evidence.signals.loss[~member].mean()) if evidence.has_logits else None,
         "weights_sha256": model.weights_sha256,
         "parameters": model.parameters,
         "precision": model.precision,

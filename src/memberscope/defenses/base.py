@@ -82,6 +82,8 @@ class Defense:
 
     blind_inputs: ClassVar[bool] = False
     """Whether the normalisation of inputs must not depend on the members."""
+    images: ClassVar[bool] = False
+    """Whether it is for images alone."""
     full_precision: ClassVar[bool] = False
     """Whether ``auto`` means fp32."""
     untimed: ClassVar[Mapping[str, Any]] = {}
@@ -260,6 +262,11 @@ class OutputDefense(Defense):
     labels_only: ClassVar[bool] = False
     """Whether no probabilities are answered at all."""
 
+    @property
+    def answers(self) -> bool:
+        """Whether the recipe has it act on answers."""
+        return True
+
     def answer(self, probabilities: NDArray[np.float64], asked: Asked) -> NDArray[np.float64]:
         """Give the probabilities that a user sees, float64 [n, classes], for those that the model computed.
 
@@ -282,9 +289,21 @@ class Asked:
         Of the model: what one model draws another does not.
     guard
         What a defense learnt in training, by name.
+    drawn
+        What was computed for earlier questions, by name.
+    random
+        From a number and a generator to so many random inputs, as `records`.
     """
 
     records: NDArray[Any]
     ask: Callable[[NDArray[Any]], NDArray[np.float64]]
     seed: int
     guard: Mapping[str, NDArray[Any]]
+    drawn: dict[str, NDArray[Any]]
+    random: Callable[[int, np.random.Generator], NDArray[Any]]
+
+    def kept(self, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """What was computed under this name for an earlier question, or is computed now."""
+        if name not in self.drawn:
+            self.drawn[name] = compute()
+        return self.drawn[name]

@@ -12,8 +12,11 @@ from itertools import combinations
 from math import prod
 from typing import TYPE_CHECKING
 
+from memberscope.defenses.answers import LabelOnly, RoundedAnswers, TopAnswers
 from memberscope.defenses.base import DataDefense, Defense, GradientDefense, LossDefense, OutputDefense, Procedure
 from memberscope.defenses.dp_sgd import DpSgd
+from memberscope.defenses.hamp import Hamp
+from memberscope.defenses.mixing import CutMix, Mixup
 from memberscope.defenses.ordinary import (
     Augmentation,
     ClipNorm,
@@ -22,6 +25,7 @@ from memberscope.defenses.ordinary import (
     LabelSmoothing,
     WeightDecay,
 )
+from memberscope.defenses.relaxloss import RelaxLoss
 from memberscope.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +42,15 @@ DEFENSES: dict[str, type[Defense]] = {
         LabelSmoothing,
         Augmentation,
         ClipNorm,
+        Mixup,
+        CutMix,
+        RelaxLoss,
         DpSgd,
+        # Answers pass through these in this order.
+        Hamp,
+        RoundedAnswers,
+        TopAnswers,
+        LabelOnly,
     )
 }
 
@@ -108,7 +120,12 @@ def procedure(recipe: Recipe) -> Procedure | None:
 
 def outputs(recipe: Recipe) -> list[OutputDefense]:
     """The defenses that act on answers, in the order in which they act."""
-    return [d for d in in_force(recipe) if isinstance(d, OutputDefense)]
+    return [d for d in in_force(recipe) if isinstance(d, OutputDefense) and d.answers]
+
+
+def labels_only(recipe: Recipe) -> bool:
+    """Whether the model answers the predicted class and no probabilities."""
+    return any(defense.labels_only for defense in outputs(recipe))
 
 
 def needs_validation(recipe: Recipe) -> str:
@@ -141,6 +158,8 @@ def _structural(one: Defense, other: Defense) -> str:
     if isinstance(one, GradientDefense) and isinstance(other, GradientDefense):
         return "each computes the gradient"
     for a, b in ((one, other), (other, one)):
+        if isinstance(a, LossDefense) and b.name == "label_smoothing":
+            return f"it softens the labels of the cross-entropy, which {a.name} replaces"
         if isinstance(a, LossDefense) and not a.soft_targets and isinstance(b, DataDefense | Procedure):
             return f"{b.name} gives records soft targets, and {a.name} needs one class a record"
         if isinstance(a, GradientDefense) and a.per_record and isinstance(b, DataDefense | LossDefense):

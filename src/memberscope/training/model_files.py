@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from memberscope.files import replacing, write_json
 from memberscope.training.batches import Normalisation
 from memberscope.training.hardware import resolve_device
 from memberscope.training.models import build_for
-from memberscope.training.recipe import Recipe
+from memberscope.training.recipe import OF_ANSWERS, Recipe
 from memberscope.training.stages import remove
 from memberscope.training.trained_model import TrainedModel, place, plain_state
 from memberscope.training.weight_files import load_weights
@@ -103,6 +104,8 @@ def load(
         raise ModelError(f"the model in {folder} was trained on other members of the same records")
     if _digest(_read_membership(folder)) != trained_on[2]:
         raise ModelError(f"{folder / MEMBERSHIP} is not the membership that {ABOUT} was written with", "train again")
+    if recipe is not None:  # what is answered is no part of the training
+        kept = replace(kept, **{name: getattr(recipe, name) for name in OF_ANSWERS})
     where = resolve_device(device)
     module = _build(kept, shape, n_classes)
     load_weights(folder / WEIGHTS, module)

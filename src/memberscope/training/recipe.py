@@ -39,6 +39,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     "label_smoothing": (0, 1),
     "early_stopping": (0, math.inf),
     "clip_norm": (0, math.inf),
+    "mixup": (0, math.inf),
+    "cutmix": (0, math.inf),
+    "relaxloss": (0, math.inf),
+    "relaxloss_upper": (_POSITIVE, 1 + 1e-12),
+    "hamp": (0, 1),
+    "hamp_regularisation": (0, math.inf),
+    "round_answers": (0, 16),
+    "top_answers": (0, math.inf),
     "dp_epsilon": (_POSITIVE, math.inf),
     "dp_noise": (0, math.inf),
     "dp_delta": (_POSITIVE, 1),
@@ -47,19 +55,27 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _OPTIONAL = ("learning_rate", "dp_epsilon", "dp_noise")
 """Settings that may be left unset."""
-_WHOLE = ("epochs", "batch_size", "warmup_epochs", "early_stopping", "dp_microbatch")
-_SINCE_FIRST: tuple[str, ...] = (
+_WHOLE = ("epochs", "batch_size", "warmup_epochs", "early_stopping", "dp_microbatch", "round_answers", "top_answers")
+_SWITCHES = ("nesterov", "hamp_output", "label_only")
+OF_ANSWERS: tuple[str, ...] = ("hamp_output", "round_answers", "top_answers", "label_only")
+"""Settings that change what a model answers and not how it is trained: they do not enter the digest."""
+SINCE_FIRST: tuple[str, ...] = (
+    "mixup",
+    "cutmix",
+    "relaxloss",
+    "relaxloss_upper",
+    "hamp",
+    "hamp_regularisation",
     "dp_epsilon",
     "dp_noise",
     "dp_delta",
     "dp_clip",
     "dp_microbatch",
+    *OF_ANSWERS,
     "defenses",
 )
 """Settings that came later. They are written, and hashed, where they are not at their default: models and banks of
 earlier versions stay what they were."""
-_OF_ANSWERS: tuple[str, ...] = ()
-"""Settings that change what a model answers and not how it is trained: they do not enter the digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +116,20 @@ class Recipe:
         Largest gradient norm of a step; 0: off.
     precision
         auto (bf16 where the hardware gains by it, else fp32), fp32 or bf16.
+    mixup
+        Mix records and labels of a batch with weights from Beta(mixup, mixup); 0: off.
+    cutmix
+        Paste rectangles of other images, their area from Beta(cutmix, cutmix); 0: off.
+    relaxloss
+        RelaxLoss: the level that the training loss is kept at; 0: off.
+    relaxloss_upper
+        RelaxLoss: largest probability of the class in a flattened label.
+    hamp
+        HAMP: share of the largest entropy that training labels have; 0: off, 0.95 in the paper.
+    hamp_regularisation
+        HAMP: weight of the entropy of the answers in the loss.
+    hamp_output
+        HAMP: answer with the scores of a random input, in the true order.
     dp_epsilon
         DP-SGD with as much noise as keeps within this epsilon (add or remove one record).
     dp_noise
@@ -110,6 +140,12 @@ class Recipe:
         Largest norm of a record's gradient in DP-SGD.
     dp_microbatch
         Records whose gradients are computed at once in DP-SGD: memory grows with it, batch_size does not.
+    round_answers
+        Answer probabilities with this many digits; 0: all.
+    top_answers
+        Answer the probabilities of this many classes, the likeliest; 0: all.
+    label_only
+        Answer the predicted class alone.
     defenses
         Defenses that other packages add, as name or name=number.
 
@@ -135,18 +171,29 @@ class Recipe:
     augmentation: tuple[str, ...] = ()
     clip_norm: float = 0.0
     precision: Precision = "auto"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    relaxloss: float = 0.0
+    relaxloss_upper: float = 1.0
+    hamp: float = 0.0
+    hamp_regularisation: float = 0.001
+    hamp_output: bool = True
     dp_epsilon: float | None = None
     dp_noise: float | None = None
     dp_delta: float = 1e-5
     dp_clip: float = 1.0
     dp_microbatch: int = 128
+    round_answers: int = 0
+    top_answers: int = 0
+    label_only: bool = False
     defenses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
             raise ConfigError(f"model = {self.model!r} is no name", "a registered name, or package.module:factory")
-        if not isinstance(self.nesterov, bool):
-            raise ConfigError(f"nesterov = {self.nesterov!r} is neither true nor false")
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} = {getattr(self, name)!r} is neither true nor false")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is unknown", f"one of {', '.join(choices)}")
@@ -216,7 +263,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` gives the same recipe back. Later settings are there where they are in use."""
         content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        unused = [f.name for f in fields(self) if f.name in _SINCE_FIRST and getattr(self, f.name) == f.default]
+        unused = [f.name for f in fields(self) if f.name in SINCE_FIRST and getattr(self, f.name) == f.default]
         return {k: v for k, v in content.items() if k not in unused}
 
     @classmethod
@@ -244,8 +291,20 @@ class Recipe:
         """
         content = {**self.to_dict(), "learning_rate": self.rate}
         content = {k: float(v) if k in _RANGES and k not in _WHOLE and v is not None else v for k, v in content.items()}
-        content = {k: v for k, v in content.items() if k not in _OF_ANSWERS}
+        content = {k: v for k, v in content.items() if k not in OF_ANSWERS}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def answers_digest(self) -> str:
+        """Sha256 (hex) of the recipe with the defenses of its answers: equal models that answer alike.
+
+        It is `digest` where no defense acts on answers alone.
+        """
+        unset = {f.name: f.default for f in fields(self)}
+        of_answers = {k: v for k in OF_ANSWERS if (v := getattr(self, k)) != unset[k]}
+        if not of_answers:
+            return self.digest
+        return hashlib.sha256((self.digest + json.dumps(of_answers, sort_keys=True)).encode()).hexdigest()
 
 
 def _check_number(name: str, value: Any, least: float, limit: float) -> None:

@@ -403,6 +403,9 @@ def _check(recipe: Recipe, x: NDArray[Any], member: NDArray[np.bool_], validatio
         raise ConfigError(
             f"{recipe.needs_validation} needs validation records", "set some apart (--validation-fraction)"
         )
+    only_images = next((d.name for d in in_force(recipe) if d.images), None)
+    if only_images and x.ndim != 4:
+        raise ConfigError(f"{only_images} is for images, the records are feature rows", "leave it out")
     if recipe.augmentation and x.ndim != 4:
         raise ConfigError(
             f"augmentation = {list(recipe.augmentation)} is for images, the records are feature rows", "leave it out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from memberscope.defenses.registry import outputs
 from memberscope.errors import ConfigError, ModelError
 from memberscope.training.batches import Normalisation, Records
+from memberscope.training.defended import defended
 from memberscope.training.hardware import cpu_threads, exact_fp32
 from memberscope.training.recipe import Recipe
 
@@ -63,6 +65,10 @@ class TrainedModel:
         The file with the state of the training, if there is one; `save` removes it.
     privacy
         The guarantee of a differentially private training (`defenses.accountant.Guarantee.to_dict`), or None.
+    guard
+        What a defense of the answers learnt in training, by name.
+    drawn
+        What defenses of the answers computed for earlier questions; it follows from the model.
     """
 
     module: nn.Module
@@ -81,6 +87,8 @@ class TrainedModel:
     threads: int | None = None
     checkpoint: Path | None = None
     privacy: dict[str, Any] | None = None
+    guard: dict[str, NDArray[Any]] = field(default_factory=dict)
+    drawn: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def mean(self) -> NDArray[np.float32]:
@@ -107,9 +115,9 @@ class TrainedModel:
         return digest.hexdigest()
 
     def query(
-        self, x: NDArray[Any], *, batch_size: int = 128, augmentations: Sequence[str] = ("none",)
+        self, x: NDArray[Any], *, batch_size: int = 128, augmentations: Sequence[str] = ("none",), raw: bool = False
     ) -> NDArray[np.float32]:
-        """Ask the model about records.
+        """Ask the model about records, as its users can: through the defenses of its answers.
 
         Parameters
         ----------
@@ -119,11 +127,14 @@ class TrainedModel:
             Records at once.
         augmentations
             A query each: ``none``, or ``flip`` (mirrored left to right).
+        raw
+            Whoever holds the weights passes by the defenses of the answers.
 
         Returns
         -------
         float32 [A, n, classes]
-            Logits, computed in float32 whatever the model was trained in.
+            Logits, computed in float32 whatever the model was trained in; where a defense acts on answers, the
+            logarithms of what is answered.
 
         Raises
         ------
@@ -134,6 +145,7 @@ class TrainedModel:
         """
         self._check_query(x, augmentations)
         logits = np.empty((len(augmentations), len(x), self.n_classes), np.float32)
+        defenses = [] if raw else outputs(self.recipe)
         with cpu_threads(self.threads), exact_fp32(), evaluating(self.module):
             for start in range(0, len(x), _CHUNK):
                 records = Records(x[start : start + _CHUNK], self.normalisation, torch.device(self.device))
@@ -143,6 +155,13 @@ class TrainedModel:
                         answers = self.module(batch if self.channels_last else batch.contiguous())
                         end = start + first + len(answers)
                         logits[row, start + first : end] = answers.float().cpu().numpy()
+                    if defenses:
+                        asked = x[start : start + _CHUNK]
+                        asked = np.flip(asked, axis=3) if name == "flip" else asked
+                        part = logits[row, start : start + _CHUNK]
+                        part[:] = defended(
+                            self, defenses, part, asked, lambda z: self.query(z, batch_size=batch_size, raw=True)[0]
+                        )
         return logits
 
     def accuracy(self, x: NDArray[Any], y: NDArray[np.int64]) -> float:
