@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from memberscope.report import plots
+from memberscope.report import class_plots, plots
 from memberscope.report.canvas import DPI
 from memberscope.report.document import NAMED_LINES, ranked
 
@@ -33,8 +33,8 @@ def drawings(evaluations, history):
         "confusion_matrix": lambda p: plots.confusion_matrix(p, evaluations[0]),
         "accuracy_curve": lambda p: plots.accuracy_curve(p, history, test=0.7),
         "loss_curve": lambda p: plots.loss_curve(p, history),
-        "class_roc": lambda p: plots.class_roc_curve(p, 3, "cat", scores, member, attack="toy"),
-        "class_confidence": lambda p: plots.class_confidence_histogram(p, 3, "cat", confidence, member),
+        "class_roc": lambda p: class_plots.roc_curve(p, 3, "cat", scores, member, attack="toy"),
+        "class_confidence": lambda p: class_plots.confidence_histogram(p, 3, "cat", confidence, member),
     }
 
 
@@ -84,7 +84,8 @@ def test_forty_attacks_are_all_drawn_and_the_strongest_named(tmp_path, make_resu
 def said(monkeypatch):
     """What a figure says instead of showing a curve."""
     texts = []
-    monkeypatch.setattr(plots, "say", lambda axes, text: texts.append(text))
+    for module in (plots, class_plots):
+        monkeypatch.setattr(module, "say", lambda axes, text: texts.append(text))
     return texts
 
 
@@ -115,21 +116,21 @@ def test_a_class_without_a_group_gets_a_figure_that_says_so(tmp_path, monkeypatc
     texts = said(monkeypatch)
     truth = np.array(member, bool)
     path = tmp_path / "class.png"
-    plots.class_roc_curve(path, 0, "a", np.zeros(len(truth)), truth, attack="toy")
+    class_plots.roc_curve(path, 0, "a", np.zeros(len(truth)), truth, attack="toy")
     assert texts == [expected]
     assert path.exists()
-    plots.class_confidence_histogram(path, 0, "a", np.full(len(truth), 0.9), truth)
+    class_plots.confidence_histogram(path, 0, "a", np.full(len(truth), 0.9), truth)
     assert texts[1:] == ([] if member else ["no records of this class"])
 
 
 def test_no_attack_means_no_roc_of_a_class(tmp_path, monkeypatch):
     texts = said(monkeypatch)
-    plots.class_roc_curve(tmp_path / "c.png", 0, "a", np.zeros(2), np.array([True, False]))
+    class_plots.roc_curve(tmp_path / "c.png", 0, "a", np.zeros(2), np.array([True, False]))
     assert texts == ["no ROC: no attack ran"]
 
 
 def test_a_very_long_class_name_does_not_break_the_figure(tmp_path):
-    plots.class_confidence_histogram(
+    class_plots.confidence_histogram(
         tmp_path / "c.png", 7, "x" * 500, np.array([0.2, 0.9, 0.99]), np.array([True, False, True])
     )
     with Image.open(tmp_path / "c.png") as picture:
@@ -139,7 +140,7 @@ def test_a_very_long_class_name_does_not_break_the_figure(tmp_path):
 @pytest.mark.parametrize(("spread", "nines"), [(2.0, 5), (15.0, 7), (20.0, 10), (40.0, 15)])
 def test_the_axis_of_confidence_goes_as_far_as_the_records_do(spread, nines):
     confidence = 1 / (1 + np.exp(-np.linspace(0, spread, 101)))
-    assert plots._nines(confidence) == nines
+    assert class_plots._nines(confidence) == nines
     assert np.mean(confidence > 1 - 10.0**-nines) <= 0.1 or nines == 15
 
 
@@ -154,7 +155,7 @@ def test_confidences_near_one_are_told_apart(tmp_path):
     member = np.arange(200) < 100
     far, near = np.where(member, 0.9999, 0.99), np.where(member, 0.9901, 0.99)
     for name, values in (("far", far), ("near", near)):
-        plots.class_confidence_histogram(tmp_path / f"{name}.png", 0, "a", values, member)
+        class_plots.confidence_histogram(tmp_path / f"{name}.png", 0, "a", values, member)
     assert (tmp_path / "far.png").read_bytes() != (tmp_path / "near.png").read_bytes()
-    plots.class_confidence_histogram(tmp_path / "ends.png", 0, "a", np.where(member, 1.0, 0.0), member)
+    class_plots.confidence_histogram(tmp_path / "ends.png", 0, "a", np.where(member, 1.0, 0.0), member)
     assert ink(tmp_path / "ends.png") > 0.02

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memberscope.report import plots
+from memberscope.report import class_plots, plots
 
 
 def write_all(
@@ -46,9 +46,9 @@ def write_all(
     for k, name in enumerate(document["dataset"]["classes"]):
         rows = label == k
         of_class = np.zeros(int(rows.sum())) if scores is None else scores[rows]
-        plots.class_roc_curve(
+        class_plots.roc_curve(
             folder / f"class_{k}_roc_curve.png", k, name, of_class, member[rows], attack=headline or ""
         )
-        plots.class_confidence_histogram(
+        class_plots.confidence_histogram(
             folder / f"class_{k}_confidence_histogram.png", k, name, max_confidence[rows], member[rows]
         )
