@@ -50,6 +50,8 @@ def assemble(
     references: Mapping[str, Any] | None = None,
     canaries: Mapping[str, Any] | None = None,
     bounds: Mapping[str, Any] | None = None,
+    federation: Mapping[str, Any] | None = None,
+    malicious: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of one audit; NaN becomes null, so that it is valid JSON."""
     fpr = lowest_supported_fpr(int((~member).sum()))
@@ -58,7 +60,8 @@ def assemble(
         member,
         confidence=confidence,
         rng=seeds.generator(seed, "evaluation", "ladder"),
-        no_rounds="only answers were given" if target is None else "the model was trained in one place",
+        no_rounds=None if federation is not None else _no_rounds(target),
+        malicious=malicious,
     )
     best = headline(results, fpr)
     rule = (
@@ -84,6 +87,7 @@ def assemble(
         "ladder": rows,
         "canaries": canaries,
         "bounds": bounds,
+        "federation": None if federation is None else dict(federation),
         "exposed": {
             "worst_classes": worst_classes(best),
             "generalization_gap": None if target is None else target.get("generalization_gap"),
@@ -100,6 +104,10 @@ def assemble(
     }
     plain: dict[str, Any] = without_nan(document)
     return plain
+
+
+def _no_rounds(target: Mapping[str, Any] | None) -> str:
+    return "only answers were given" if target is None else "the model was trained in one place"
 
 
 def _with_histogram(result: AttackResult, member: NDArray[np.bool_]) -> dict[str, Any]:

@@ -176,8 +176,8 @@ def score_records(
     if Knowledge.REFERENCES not in attack.needs:  # what it does not use is not copied fold by fold
         evidence = replace(evidence, reference_logits=None, reference_membership=None, population_reference_logits=None)
     scores = np.full(n, np.nan)
-    fold_of = stratified_folds(member, folds, rng)
-    for fold in range(folds):
+    fold_of = _folds(evidence, member, folds, rng)
+    for fold in np.unique(fold_of):
         # In random order, for members may come first in the pool.
         known, scored = (rng.permutation(np.flatnonzero(part)) for part in (fold_of != fold, fold_of == fold))
         with _forgetting(attack):
@@ -185,6 +185,25 @@ def score_records(
             fresh.fit(evidence.take(known), member[known])
             scores[scored] = _checked(attack.name, fresh.score(evidence.take(scored)), len(scored))
     return scores
+
+
+def _folds(evidence: Evidence, member: NDArray[np.bool_], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Folds of records; in a federation folds of clients, for who knows members knows them client by client.
+
+    With fewer than two clients, or where a fold of clients would leave the others without members or without
+    non-members, folds of records.
+    """
+    if evidence.rounds is None:
+        return stratified_folds(member, folds, rng)
+    client = evidence.rounds.client
+    clients = rng.permutation(np.unique(client))
+    of_client = dict(zip(clients.tolist(), (np.arange(len(clients)) % folds).tolist(), strict=True))
+    fold_of = np.array([of_client[k] for k in client.tolist()])
+    for fold in np.unique(fold_of):
+        rest = member[fold_of != fold]
+        if not rest.any() or rest.all():
+            return stratified_folds(member, folds, rng)
+    return fold_of
 
 
 def stratified_folds(member: NDArray[np.bool_], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:

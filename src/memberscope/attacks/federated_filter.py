@@ -6,7 +6,8 @@
 2. Rounds and layers are not equally telling, and their residuals are correlated. The best linear weights for a shift d
    in noise of covariance S are the matched filter's, d / S. S is that of the known non-members. d is how far the
    candidates lie from them on average: members are among the candidates, so d points where members are, whatever their
-   share, and nobody has to be told who they are.
+   share, and nobody has to be told who they are. Observations are turned so that members score higher; as far as d is
+   noise it is drawn towards one positive value for all of them, and it is never negative.
 
 With four layers and 7 rounds of a small network (10 clients, 200 members each) the true-positive rate at 1 % false
 positives rises from 24 to 45 % against the cosine, and on Dirichlet(0.5) partitions from 8 to 18 %.
@@ -56,7 +57,7 @@ class Filter(FederatedAttack):
         pairs = zip(self.observations(rounds), self.observations(population), strict=True)
         found = [_residuals(mine, rounds, theirs, population) for mine, theirs in pairs]
         residual, known = (np.stack(part) for part in zip(*found, strict=True))
-        weights = filter_weights(residual, known)
+        weights = filter_weights(residual, known, noise=1 / rounds.n_pairs + 1 / len(rounds.population))
         return weights @ np.nan_to_num(residual), weights @ np.nan_to_num(known)
 
 
@@ -80,7 +81,7 @@ class GlobalFilter(Filter):
         for t in range(rounds.n_rounds):
             yield after[t], start
             if t:
-                yield norm[t], start
+                yield -norm[t], (phi[0], -norm[0])
 
 
 class SumFilter(Filter):
@@ -164,8 +165,11 @@ def _residuals(mine: Observation, rounds: Rounds, theirs: Observation, populatio
     return residual, left
 
 
-def filter_weights(residual: Floats, known: Floats) -> Floats:
-    """The matched filter, float64 [R], from residuals of candidates [R, M] and of known non-members [R, Q]."""
+def filter_weights(residual: Floats, known: Floats, noise: float) -> Floats:
+    """The matched filter, float64 [R], from residuals of candidates [R, M] and of known non-members [R, Q].
+
+    `noise` is the variance of a shift that is nothing but chance, residuals having variance 1.
+    """
     there = ~np.isnan(known)
     filled = np.where(there, known, 0.0)
     counts = there.astype(np.float64) @ there.T
@@ -175,6 +179,9 @@ def filter_weights(residual: Floats, known: Floats) -> Floats:
     seen = ~np.isnan(residual)
     shift = np.where(seen, residual, 0.0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
     shift -= filled.sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+    common = max(float(shift.mean()), noise**0.5)
+    drawn = min(1.0, noise / max(float(np.mean((shift - common) ** 2)), 1e-300))
+    shift = np.maximum(drawn * common + (1 - drawn) * shift, 0.0)
     # Where clients miss rounds the covariance is pieced together from pairs of rounds and may not be positive.
     values, vectors = np.linalg.eigh(covariance)
     return np.asarray(vectors @ ((vectors.T @ shift) / np.maximum(values, SHRINKAGE * values.mean())))

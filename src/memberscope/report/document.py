@@ -58,10 +58,10 @@ def checked(results: Results) -> Results:
         Not a results.json of the schema version that this program knows.
     """
     version = results.get("schema_version")
-    if version != SCHEMA_VERSION or results.get("kind") not in ("audit", "score"):
+    if version != SCHEMA_VERSION or results.get("kind") not in ("audit", "federation", "score"):
         raise RunFolderError(
             f"results.json has schema version {version!r} and kind {results.get('kind')!r}, expected "
-            f"{SCHEMA_VERSION} and 'audit' or 'score'",
+            f"{SCHEMA_VERSION} and 'audit', 'federation' or 'score'",
             "render it with the version of memberscope that wrote it, or run the audit again",
         )
     return results

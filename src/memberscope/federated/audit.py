@@ -1,0 +1,270 @@
+"""The audit of a federation: the recording becomes features, features become evidence, and each seat attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memberscope import document, environment, membership, seeds
+from memberscope.attacks.runner import run_attacks, select
+from memberscope.checks import Context, Finding, check_codes, run_checks
+from memberscope.events import Events
+from memberscope.evidence import Evidence
+from memberscope.federated import candidates, exposure, subject
+from memberscope.federated.candidates import Candidates
+from memberscope.federated.features import FeatureWriter, extract, read_features
+from memberscope.federated.subject import Subject
+from memberscope.pipeline import Clock, finish, run_facts
+from memberscope.policy import read_policy
+from memberscope.result import Audit
+from memberscope.rounds import Rounds
+from memberscope.statistics.blind import blind_baseline, duplicates, label_p_value
+
+if TYPE_CHECKING:
+    from memberscope.attacks.runner import AttackResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What an audit of a federation asks.
+
+    Parameters
+    ----------
+    records
+        Pairs a client at most, half members: the cost of an audit grows with them.
+    population
+        Known non-members at most, which the attacks may calibrate on.
+    every
+        Look at one recorded round in so many.
+    attacks
+        Names, or auto.
+    folds, confidence, seed, ignore, policy
+        As in any audit.
+    """
+
+    records: int = 1000
+    population: int = 2000
+    every: int = 1
+    attacks: tuple[str, ...] = ("auto",)
+    folds: int = 5
+    confidence: float = 0.95
+    seed: int = 0
+    ignore: tuple[str, ...] = ()
+    policy: Path | None = None
+
+
+def audit_federation(
+    federation: str | Path | Subject,
+    asked: Asked | None = None,
+    *,
+    tampered: Sequence[str | Path | Subject] = (),
+    events: Events | None = None,
+) -> Audit:
+    """Audit a federation from every seat that its recording allows.
+
+    Parameters
+    ----------
+    federation
+        A run folder of `memberscope federate`, or any other federation as a `Subject`.
+    asked
+        What is asked.
+    tampered
+        The same federation with a malicious party, audited for the last row of the ladder and reported apart.
+    events
+        Listens to progress.
+
+    Returns
+    -------
+    The audit; features stay with the recording, nothing else is written until ``.save(folder)``.
+
+    Raises
+    ------
+    MemberscopeError
+        A recording, records or settings that cannot be used; the message says what to do.
+    """
+    asked, events, clock = asked or Asked(), events or Events(), Clock()
+    check_codes(asked.ignore)
+    policy = None if asked.policy is None else read_policy(asked.policy)
+    events.stage("Reading the federation")
+    about = federation if isinstance(federation, Subject) else subject.of_run(federation)
+    for problem in about.transcript.problems:
+        events.note(problem)
+    chosen = choose(about, asked)
+    clock.lap("data")
+
+    events.stage("Asking the models of the rounds")
+    evidence = observe(about, chosen, asked, events)
+    clock.lap("features")
+
+    events.stage("Attacking")
+    results = run_attacks(
+        select(asked.attacks, evidence),
+        evidence,
+        chosen.member,
+        class_names=about.classes,
+        seed=asked.seed,
+        folds=asked.folds,
+        confidence=asked.confidence,
+        on_start=events.attack,
+    )
+    clock.lap("attacks")
+
+    events.stage("Asking who learns about whom")
+    section = exposure.describe(about, chosen, evidence, results, confidence=asked.confidence, seed=asked.seed)
+    clock.lap("clients")
+    malicious = None
+    if tampered:
+        events.stage("Auditing the federations with a malicious party")
+        section["tampered"] = [_tampered(one, about, asked, events) for one in tampered]
+        malicious = exposure.malicious_row(section["tampered"])
+        clock.lap("tampered")
+
+    events.stage("Doubting the audit")
+    findings = doubt(about, chosen, results, asked)
+    clock.lap("checks")
+    settings = {**about.settings, **{f"audit_{name}": value for name, value in _plain(asked).items()}}
+    assembled = document.assemble(
+        kind="federation",
+        dataset=about.dataset,
+        records=_record_facts(about, chosen),
+        target=_accuracies(about, chosen, evidence),
+        results=results,
+        member=chosen.member,
+        findings=findings,
+        settings=settings,
+        environment=environment.describe(about.target["device"]),
+        run=run_facts(clock, f"memberscope federate audit {about.name}", asked.seed),
+        policy=None,
+        top_records=None,
+        reproduce=[f"memberscope federate audit {about.name} --seed {asked.seed}"],
+        confidence=asked.confidence,
+        seed=asked.seed,
+        federation=section,
+        malicious=malicious,
+    )
+    return finish(assembled, results, findings, chosen.record, evidence, chosen.member, policy, asked.confidence)
+
+
+def choose(about: Subject, asked: Asked) -> Candidates:
+    """The pairs that are asked about, drawn once from the seed."""
+    return candidates.choose(
+        about.owner,
+        about.member,
+        about.labels,
+        about.clients,
+        seeds.generator(asked.seed, "membership", "candidates"),
+        by_coin=about.by_coin,
+        per_client=asked.records,
+        population=asked.population,
+    )
+
+
+def observe(about: Subject, chosen: Candidates, asked: Asked, events: Events) -> Evidence:
+    """What the recording's seat has in hand about the pairs: answers of the last global model, and the rounds."""
+    rows = np.unique(np.r_[chosen.record, chosen.population])
+    place = np.full(len(about.labels), -1)
+    place[rows] = np.arange(len(rows))
+    transcript = about.transcript
+    rounds = transcript.rounds[:: asked.every]
+    identity = about.identity() | {"records": rows.tolist(), "rounds": rounds}
+    folder = about.features / f"seed{asked.seed}_records{asked.records}_{len(rows)}_every{asked.every}"
+    writer = FeatureWriter(about.prober(rows), folder, identity)
+    extract(
+        transcript,
+        writer,
+        rounds=rounds,
+        on_round=lambda number, position, total: events.attack(f"round {number}", position, total),
+    )
+    for left_out in writer.left_out:
+        events.note(f"Left out: {left_out}")
+    features, logits = read_features(folder, about.labels[rows])
+    seen = Rounds(
+        features, chosen.client, place[chosen.record], place[chosen.population], learning_rate=about.learning_rate
+    )
+    known = logits[place[chosen.population]]
+    more: dict[str, Any] = {}
+    if len(known):
+        more = {"population_logits": known[None], "population_labels": about.labels[chosen.population]}
+    return Evidence(logits[None, place[chosen.record]], about.labels[chosen.record], rounds=seen, **more)
+
+
+def doubt(about: Subject, chosen: Candidates, results: list[AttackResult], asked: Asked) -> list[Finding]:
+    """The coded checks of this audit."""
+    y, member = about.labels[chosen.record], chosen.member
+    classes = len(about.classes)
+    blind = twins = None
+    if about.content is not None:
+        x = about.content(chosen.record)
+        blind = blind_baseline(x, y, member, classes, rng=seeds.generator(asked.seed, "blind"))
+        twins = duplicates(x, member, chosen.record)
+    context = Context(
+        results=results,
+        member=member,
+        class_mix_difference=_mix_difference(y, member, classes),
+        label_p_value=label_p_value(y, member, classes),
+        blind=blind,
+        duplicates=twins,
+        no_records="The records themselves were not at hand.",
+        verified=about.dataset["verified"],
+        source=str(about.dataset["source"]),
+        randomised=about.by_coin,
+    )
+    return run_checks(context, asked.ignore)
+
+
+def _tampered(one: str | Path | Subject, honest: Subject, asked: Asked, events: Events) -> dict[str, Any]:
+    about = one if isinstance(one, Subject) else subject.of_run(one)
+    chosen = choose(about, asked)
+    evidence = observe(about, chosen, asked, events)
+    return exposure.of_tampered(
+        about, honest, chosen, evidence, confidence=asked.confidence, seed=asked.seed, folds=asked.folds
+    )
+
+
+def _record_facts(about: Subject, chosen: Candidates) -> dict[str, Any]:
+    labels = about.labels[chosen.record]
+    return {
+        "protocol": "coin" if about.by_coin else "class-matched",
+        "members": int(chosen.member.sum()),
+        "nonmembers": int((~chosen.member).sum()),
+        "validation": len(chosen.population),
+        "class_mix_difference": _mix_difference(labels, chosen.member, len(about.classes)),
+    }
+
+
+def _mix_difference(labels: NDArray[np.int64], member: NDArray[np.bool_], classes: int) -> float:
+    everyone = membership.Split(member, np.zeros(len(member), bool), np.ones(len(member), bool))
+    return membership.class_mix_difference(labels, everyone, classes)
+
+
+def _accuracies(about: Subject, chosen: Candidates, evidence: Evidence) -> dict[str, Any]:
+    right = evidence.signals.correct
+    train, test = float(right[chosen.member].mean()), float(right[~chosen.member].mean())
+    known = None
+    if evidence.population_logits is not None:
+        known = float((evidence.population_logits[0].argmax(axis=1) == evidence.population_labels).mean())
+    return {
+        **about.target,
+        "train_acc": train,
+        "val_acc": known,
+        "test_acc": test,
+        "generalization_gap": train - test,
+        "test_loss": float(evidence.signals.loss[~chosen.member].mean()),
+    }
+
+
+def _plain(asked: Asked) -> dict[str, Any]:
+    return {
+        "records": asked.records,
+        "population": asked.population,
+        "every": asked.every,
+        "attacks": list(asked.attacks),
+        "folds": asked.folds,
+        "confidence": asked.confidence,
+        "seed": asked.seed,
+    }

@@ -1,0 +1,255 @@
+"""A federation under audit: what was recorded of it, its records, and the truth about them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from memberscope.errors import DataError, RunFolderError
+from memberscope.federated.partition import Partition
+from memberscope.federated.prober import Prober
+from memberscope.federated.transcript import Transcript
+
+FEATURES = "features"
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A federation under audit.
+
+    Parameters
+    ----------
+    transcript
+        What one seat saw.
+    prober
+        From pool indices int64 [n] to what asks models about these records.
+    labels, owner, member
+        int64, int32 and bool [N]: class, client that holds the record (-1: nobody), whether it trained on it.
+    by_coin
+        Whether a coin decided which of a client's records it trained on.
+    classes
+        C names.
+    dataset, target, settings
+        For the report, as in the document of any audit. `target` lacks the accuracies, which the audit adds.
+    features
+        Folder in which features of the rounds are kept.
+    name
+        Of the federation, as a command line gives it.
+    learning_rate
+        Of the clients' optimiser, where the server sets it; None: unknown.
+    content
+        From pool indices to the records themselves, for the checks; None: not at hand.
+    """
+
+    transcript: Transcript
+    prober: Callable[[NDArray[np.int64]], Prober]
+    labels: NDArray[np.int64]
+    owner: NDArray[np.int32]
+    member: NDArray[np.bool_]
+    by_coin: bool
+    classes: tuple[str, ...]
+    dataset: Mapping[str, Any]
+    target: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    features: Path
+    name: str
+    learning_rate: float | None = None
+    content: Callable[[NDArray[np.int64]], NDArray[Any]] | None = field(default=None, repr=False)
+
+    @property
+    def clients(self) -> NDArray[np.int64]:
+        """int64: clients that hold records and, where replies were recorded, sent one."""
+        holders = np.unique(self.owner[self.member]).astype(np.int64)
+        replied = {k for r in self.transcript.rounds for k in self.transcript.clients_of(r)}
+        return holders[np.isin(holders, sorted(replied))] if replied else holders
+
+    def accuracy(self) -> float | None:
+        """Accuracy of the last global model on records of nobody (or held ones), as its rounds were watched."""
+        history = self.target.get("history") or []
+        return None if not history else history[-1].get("val_acc")
+
+    def skew(self) -> float:
+        """Mean distance of a client's class mix from everybody's, in [0, 1]."""
+        clients = int(self.owner.max()) + 1
+        return Partition(self.owner, clients).skew(self.labels, len(self.classes))
+
+    def identity(self) -> dict[str, Any]:
+        """What features depend on beside the models and the records asked about."""
+        header = hashlib.sha256(repr(sorted(self.transcript.header.items())).encode()).hexdigest()
+        return {"transcript": header, "dataset": self.dataset.get("fingerprint"), "model": self.target.get("model")}
+
+
+def of_run(folder: str | Path) -> Subject:
+    """A federation that `memberscope federate` trained, from its run folder.
+
+    Raises
+    ------
+    RunFolderError
+        It is no such folder, it is not finished, or nothing was recorded.
+    """
+    from memberscope.federated import federation
+
+    folder = Path(folder)
+    trained = federation.read(folder)
+    if trained.transcript is None:
+        raise RunFolderError(f"nothing was recorded of the federation in {folder}", "train it with --record updates")
+    model, config, pool = trained.model, trained.config, trained.dataset
+
+    def prober(rows: NDArray[np.int64]) -> Prober:
+        return Prober.of_records(
+            model.module,
+            pool.x[rows],
+            pool.y[rows],
+            model.normalisation,
+            device=model.device,
+            threads=config.threads,
+        )
+
+    return Subject(
+        transcript=Transcript.open(trained.transcript),
+        prober=prober,
+        labels=pool.y,
+        owner=trained.design.owner,
+        member=trained.design.member,
+        by_coin=config.held_fraction > 0,
+        classes=pool.classes,
+        dataset={
+            "name": pool.name,
+            "source": pool.source,
+            "verified": pool.verified,
+            "fingerprint": pool.fingerprint,
+            "n_records": pool.n,
+            "n_classes": pool.n_classes,
+            "classes": list(pool.classes),
+            "input_shape": list(pool.input_shape),
+        },
+        target={
+            "model": model.recipe.model,
+            "epochs": model.recipe.epochs,
+            "recipe": model.recipe.to_dict(),
+            "trained": True,
+            "origin": f"federation of {trained.design.n_clients} clients, {config.rounds} rounds ({config.strategy})",
+            "weights_sha256": model.weights_sha256,
+            "parameters": model.parameters,
+            "precision": model.precision,
+            "device": model.device,
+            "images_per_second": None,
+            "history": list(model.history),
+        },
+        settings=config.to_dict(),
+        features=folder / FEATURES,
+        name=str(folder),
+        learning_rate=model.recipe.learning_rate or _usual_rate(model.recipe.optimizer),
+        content=lambda rows: pool.x[rows],
+    )
+
+
+def of_transcript(
+    transcript: Transcript,
+    module: nn.Module,
+    x: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    owner: NDArray[np.int32],
+    member: NDArray[np.bool_],
+    *,
+    name: str,
+    features: Path | None = None,
+    classes: Sequence[str] | None = None,
+    learning_rate: float | None = None,
+    by_coin: bool = False,
+    model: str = "",
+    settings: Mapping[str, Any] | None = None,
+) -> Subject:
+    """Anybody's federation.
+
+    Parameters
+    ----------
+    transcript
+        What was recorded of it.
+    module
+        An instance of the model that it trains.
+    x, labels
+        float32 [N, ...] as the model takes them, and int64 [N].
+    owner, member
+        int32 [N], client that holds the record, -1 for nobody; bool [N], whether it trained on it.
+    name
+        Of the federation.
+    features
+        Where features are kept; default: beside the transcript.
+    classes
+        Names; default: their numbers.
+    learning_rate
+        Of the clients' optimiser, if it is known.
+    by_coin
+        Whether a coin decided which records a client trains on; if not, non-members are matched by class.
+    model
+        Its name, for the report.
+    settings
+        For the report.
+
+    Raises
+    ------
+    DataError
+        Arrays that do not fit.
+    """
+    if not len(x) == len(labels) == len(owner) == len(member):
+        raise DataError(
+            f"{len(x):,} records, {len(labels):,} labels, {len(owner):,} owners and {len(member):,} memberships",
+            "one of each a record",
+        )
+    names = tuple(classes) if classes is not None else tuple(map(str, range(int(labels.max()) + 1)))
+    parameters = list(module.parameters())
+
+    def prober(rows: NDArray[np.int64]) -> Prober:
+        chosen = torch.from_numpy(np.ascontiguousarray(x[rows]))
+        return Prober(module, lambda start, end: chosen[start:end], labels[rows])
+
+    return Subject(
+        transcript=transcript,
+        prober=prober,
+        labels=labels,
+        owner=owner,
+        member=member,
+        by_coin=by_coin,
+        classes=names,
+        dataset={
+            "name": name,
+            "source": "records given by the user",
+            "verified": None,
+            "fingerprint": hashlib.sha256(x.tobytes()).hexdigest(),
+            "n_records": len(x),
+            "n_classes": len(names),
+            "classes": list(names),
+            "input_shape": list(x.shape[1:]),
+        },
+        target={
+            "model": model or type(module).__name__,
+            "epochs": len(transcript.rounds),
+            "recipe": None,
+            "trained": False,
+            "origin": f"federation {name}, read from what was recorded of it",
+            "weights_sha256": None,
+            "parameters": sum(p.numel() for p in parameters),
+            "precision": "fp32",
+            "device": str(parameters[0].device),
+            "images_per_second": None,
+            "history": [],
+        },
+        settings=dict(settings or {}),
+        features=features or transcript.folder / FEATURES,
+        name=name,
+        learning_rate=learning_rate,
+        content=lambda rows: x[rows],
+    )
+
+
+def _usual_rate(optimizer: str) -> float:
+    return 0.02 if optimizer == "sgd" else 0.001
