@@ -158,7 +158,7 @@ def test_the_filter_weighs_by_shift_and_noise() -> None:
     known = draw @ rng.normal(size=(3, 20_000))
     shift = np.array([0.0, 0.5, 0.5])
     mixed = draw @ rng.normal(size=(3, 20_000)) + shift[:, None] * (rng.random(20_000) < 0.5)
-    weights = filter_weights(mixed, known)
+    weights = filter_weights(mixed, known, noise=2 / 20_000)
     shrunk = 0.9 * noise + 0.1 * np.eye(3)
     expected = np.linalg.solve(shrunk, shift)
     np.testing.assert_allclose(weights / np.linalg.norm(weights), expected / np.linalg.norm(expected), atol=0.06)
