@@ -103,9 +103,9 @@ def choose(
         negatives, of = held, owner[held].astype(np.int64)
     else:
         matching = "of nobody, dealt to clients, as many of each class as members"
-        aside = min(population, len(nobody) // 2)
-        negatives, of = _deal(nobody[aside:], np.flatnonzero(asked & member), owner, labels, rng)
-        nobody = nobody[:aside]
+        apart = min(population, len(nobody) // 2)
+        negatives, of = _deal(nobody[apart:], np.flatnonzero(asked & member), owner, labels, rng)
+        nobody = nobody[:apart]
         dealt = negatives
     positives = np.flatnonzero(asked & member)
     record = np.r_[positives, negatives]
@@ -178,7 +178,7 @@ def _matched(
     for value in np.unique(cell):
         groups = [rng.permutation(np.flatnonzero((cell == value) & which)) for which in (member, ~member)]
         for rows in groups:
-            keep[rows[: int(np.minimum(len(groups[0]), len(groups[1])))]] = True
+            keep[rows[: min(len(groups[0]), len(groups[1]))]] = True
     return keep
 
 
