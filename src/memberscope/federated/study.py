@@ -19,6 +19,9 @@ from memberscope.study_table import Point, mark_front, mean_of, tpr_of
 AUDIT_SETTINGS = ("records", "population", "every")
 """Settings of the audits of a study, beside those of the federations: see `federated.audit.Asked`."""
 _NOT_WHERE = ("models_dir", "workers")
+_ATTACKER = (
+    "The attacker is the best of the seat's attacks, on each client's own records; none trains reference models."
+)
 Line = dict[str, Any]
 
 
@@ -170,34 +173,47 @@ def write_tables(config: FederationStudy, folder: Path, failures: Mapping[str, s
         name = "".join(c if c.isalnum() else "_" for c in seat)
         points = points_of(lines, tuple(config.axes), seat, _rate(lines, seat, config.fpr))
         title = f"What protection costs, and what it buys: {seat}"
-        tradeoff(
-            folder / f"tradeoff_{name}.png", points, _rate(lines, seat, config.fpr), title=title, of_whom="members"
-        )
+        picture = folder / f"tradeoff_{name}.png"
+        fpr = _rate(lines, seat, config.fpr)
+        tradeoff(picture, points, fpr, title=title, of_whom="members", about=_ATTACKER)
     return lines
 
 
 def markdown(config: FederationStudy, lines: Sequence[Line]) -> str:
     """The table for people: a line for each federation and seat, with intervals."""
     axes = tuple(config.axes)
-    header = ["defense", *axes, "accuracy", "seat", "attack", "AUC", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "epsilon"]
-    rows = []
+    header = ["defense", *axes, "accuracy", "seat", "attack", "AUC", "TPR at the lowest FPR", "epsilon"]
+    rows, left_out = [], []
     for line in lines:
         start = [line["row"], *(str(line[a]) for a in axes)]
         if line["status"] != "measured":
-            why = f"{line['status']}: {line['reason']}" if line["reason"] else line["status"]
-            rows.append([*start, "", line["seat"] or "", why, "", "", "", ""])
+            why = line["reason"] or line["status"]
+            left_out.append(f"{', '.join([*start, *([line['seat']] if line['seat'] else [])])}: {why}.")
             continue
         epsilon = [
             f"{line[key]:.3g} ({unit})"
             for key, unit in (("epsilon_of_a_record", "record"), ("epsilon_of_a_client", "client"))
             if line[key] is not None
         ]
-        shown = [_shown(line, "accuracy"), line["seat"], line["attack"], _shown(line, "auc")]
-        rows.append([*start, *shown, _shown(line, "tpr_at_0.01"), _shown(line, "tpr_at_0.001"), ", ".join(epsilon)])
+        rate = "n too small"
+        if line["lowest_fpr"] is not None:
+            rate = f"{_shown(line, 'tpr_at_lowest')} at {100 * line['lowest_fpr']:g} %"
+        rows.append(
+            [
+                *start,
+                _shown(line, "accuracy"),
+                line["seat"],
+                line["attack"],
+                _shown(line, "auc"),
+                rate,
+                ", ".join(epsilon),
+            ]
+        )
     table = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
     notes = [
         "Accuracy is the global model's on records of nobody. Members of each client are held against records of its "
         "own that it did not train on. Intervals are 95 %; those of a seat allow for the choice of its best attack.",
+        *(["", "Not measured:", "", *(f"- {text}" for text in left_out)] if left_out else []),
     ]
     return "\n".join([f"# {config.name}", "", *table, "", *notes]) + "\n"
 
