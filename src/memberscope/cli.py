@@ -89,7 +89,6 @@ def score(
     attacks: tuple[str, ...] = ("auto",),
     folds: int = 5,
     confidence: float = 0.95,
-    prior: float = 0.5,
     seed: int = 0,
     ignore: tuple[str, ...] = (),
     policy: Path | None = None,
@@ -120,8 +119,6 @@ def score(
         Folds of the cross-fitting.
     confidence
         Level of every interval.
-    prior
-        Share of members among those judged, for the probability of each record that it is one.
     seed
         Seed of folds and intervals.
     ignore
@@ -144,7 +141,6 @@ def score(
         attacks=attacks,
         folds=folds,
         confidence=confidence,
-        prior=prior,
         seed=seed,
         ignore=ignore,
         policy=policy,

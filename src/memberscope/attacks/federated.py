@@ -22,7 +22,7 @@ from memberscope.rounds import Rounds
 
 GLOBAL = frozenset({Knowledge.TRUE_LABELS, Knowledge.GLOBAL_MODELS})
 SUMS = GLOBAL | {Knowledge.SUMS}
-UPDATES = SUMS | {Knowledge.UPDATES}
+UPDATES = GLOBAL | {Knowledge.UPDATES}  # no sums: a server that sends clients different models has no one update
 
 WEIGHT = 10.0
 """The scale of a class counts as much as so many records; what all classes have under a client makes up the rest."""

@@ -19,7 +19,7 @@ from memberscope.federated import candidates, exposure, subject
 from memberscope.federated.candidates import Candidates
 from memberscope.federated.features import FeatureWriter, extract, read_features
 from memberscope.federated.subject import Subject
-from memberscope.pipeline import Clock, finish, judge_records, run_facts
+from memberscope.pipeline import Clock, finish, run_facts
 from memberscope.policy import read_policy
 from memberscope.result import Audit
 from memberscope.rounds import Rounds
@@ -112,9 +112,6 @@ def audit_federation(
         confidence=asked.confidence,
         on_start=events.attack,
     )
-    calibrated, risk = judge_records(
-        results, evidence, chosen.member, prior=0.5, seed=asked.seed, confidence=asked.confidence
-    )
     clock.lap("attacks")
 
     events.stage("Asking who learns about whom")
@@ -137,8 +134,6 @@ def audit_federation(
         records=_record_facts(about, chosen),
         target=_accuracies(about, chosen, evidence),
         results=results,
-        calibrated=calibrated,
-        risk=risk,
         member=chosen.member,
         findings=findings,
         settings=settings,
@@ -152,9 +147,7 @@ def audit_federation(
         federation=section,
         malicious=malicious,
     )
-    return finish(
-        assembled, results, findings, chosen.record, evidence, chosen.member, policy, asked.confidence, risk=risk
-    )
+    return finish(assembled, results, findings, chosen.record, evidence, chosen.member, policy, asked.confidence)
 
 
 def choose(about: Subject, asked: Asked) -> Candidates:

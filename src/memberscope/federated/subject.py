@@ -19,6 +19,7 @@ from memberscope.federated.prober import Prober
 from memberscope.federated.transcript import Transcript
 
 FEATURES = "features"
+ASKED_FOR_ACCURACY = 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +73,15 @@ class Subject:
         return holders[np.isin(holders, sorted(replied))] if replied else holders
 
     def accuracy(self) -> float | None:
-        """Accuracy of the last global model on records of nobody (or held ones), as its rounds were watched."""
+        """Accuracy of the last global model on records that nobody trains on, as its rounds were watched or now."""
         history = self.target.get("history") or []
-        return None if not history else history[-1].get("val_acc")
+        if history:
+            last: float | None = history[-1].get("val_acc")
+            return last
+        rows = np.flatnonzero(~self.member)[:ASKED_FOR_ACCURACY]
+        prober = self.prober(rows)
+        prober.take_on(self.transcript.final())
+        return float((prober.logits().argmax(axis=1) == self.labels[rows]).mean())
 
     def skew(self) -> float:
         """Mean distance of a client's class mix from everybody's, in [0, 1]."""

@@ -1,0 +1,232 @@
+"""The audit of somebody else's federation: an app directory that is run here, or what a tap recorded elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memberscope.errors import ConfigError
+from memberscope.events import Events
+from memberscope.federated.foreign import FlowerApp, inside, read_app, run_app
+from memberscope.federated.foreign_records import ForeignRecords, load_records
+from memberscope.federated.taping import Precision, Taping
+from memberscope.federated.transcript import Transcript
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+    from torch import nn
+
+    from memberscope.federated.subject import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignSettings:
+    """What must be known of somebody else's federation, and how it is run and recorded.
+
+    Parameters
+    ----------
+    model
+        Makes the model that the federation trains: ``package.module:factory``, or a name of ours.
+    records
+        The records with who trained on which: ``package.module:function`` or FILE.npz.
+    clients
+        How many there are; default: as the app's pyproject says.
+    run_config
+        Changes to the app's config, as for `flwr run`: ``num-server-rounds=5 lr=0.1``.
+    classes
+        How many there are, where the records do not show all.
+    learning_rate
+        Of the clients' optimiser, if it is known.
+    malicious
+        Run the app once more with a malicious server: ``isolate:K``.
+    record_every
+        Record one round in so many.
+    record_precision
+        Of the recording.
+    record_megabytes
+        Size at which recording stops.
+    sums_only
+        Record the seat of a server behind secure aggregation.
+    nodes
+        Of a recording: node id and number of the client, as ``ID=K``.
+    seed
+        Of the app's global generators.
+    """
+
+    model: str
+    records: str
+    clients: int | None = None
+    run_config: str = ""
+    classes: int | None = None
+    learning_rate: float | None = None
+    malicious: str = ""
+    record_every: int = 1
+    record_precision: Precision = "float32"
+    record_megabytes: int = 20_000
+    sums_only: bool = False
+    nodes: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def taping(self) -> Taping:
+        """What to record."""
+        return Taping(
+            every=self.record_every,
+            precision=self.record_precision,
+            sums_only=self.sums_only,
+            max_bytes=self.record_megabytes * 2**20,
+        )
+
+
+def of_app(
+    folder: Path, settings: ForeignSettings, out: Path, *, events: Events | None = None
+) -> tuple[Subject, list[Subject]]:
+    """Run an app directory and make it ready for an audit.
+
+    Parameters
+    ----------
+    folder
+        Of the app; nothing in it is changed, but the app itself may write into it.
+    settings
+        What must be known.
+    out
+        Folder for what is recorded: ``transcript``, and ``malicious`` of a run with a malicious server.
+
+    Returns
+    -------
+    The federation, and those with a malicious party.
+
+    Raises
+    ------
+    MemberscopeError
+        The app, its model or its records cannot be used; says why.
+    """
+    events = events or Events()
+    app = read_app(folder, settings.run_config)
+    malice = None if not settings.malicious else malicious_server(settings.malicious)
+    number = settings.clients or app.n_clients
+    if number is None:
+        raise ConfigError(f"{app.name} does not say how many clients it has", "give the number with --clients")
+    events.stage("Loading the records of the app")  # before the app is run: what cannot be used is told at once
+    out = out.resolve()
+    with inside(app.folder):
+        records, module = _loaded(settings, list(range(number)), app.config)
+    events.note(repr(records))
+    runs: list[tuple[str, Callable[[Grid], Grid] | None]] = [("transcript", None)]
+    if malice is not None:
+        runs.append(("malicious", malice))
+    subjects = []
+    for name, party in runs:
+        events.stage(f"Running {app.name}" + (f" with a malicious server ({settings.malicious})" if party else ""))
+        transcript = run_app(
+            app, out / name, n_clients=number, taping=settings.taping, malice=party, seed=settings.seed
+        )
+        subjects.append(_subject(transcript, module, records, settings, app.name, _facts(app, number)))
+    return subjects[0], subjects[1:]
+
+
+def of_recording(transcript: Path, settings: ForeignSettings, *, app: Path | None = None) -> Subject:
+    """Make what a tap recorded ready for an audit.
+
+    Parameters
+    ----------
+    transcript
+        Its folder.
+    settings
+        What must be known.
+    app
+        Folder from which model and records are imported, with the config of its pyproject.
+
+    Raises
+    ------
+    MemberscopeError
+        The recording, the model or the records cannot be used; says why.
+    """
+    transcript = transcript.resolve()
+    recorded = Transcript.open(transcript, nodes=_nodes(settings.nodes))
+    config: Mapping[str, Any] = {}
+    if app is not None and (app / "pyproject.toml").is_file():
+        config = read_app(app, settings.run_config).config
+    number = settings.clients or (max(recorded.clients, default=-1) + 1)
+    with inside((app or Path.cwd()).expanduser().resolve()):
+        records, module = _loaded(settings, list(range(number)), config)
+    return _subject(recorded, module, records, settings, transcript.name, {"clients": number})
+
+
+def malicious_server(text: str) -> Callable[[Grid], Grid]:
+    """A malicious server by name: ``isolate:K``. Gives what puts it around a tapped grid.
+
+    Raises
+    ------
+    ConfigError
+        An unknown name.
+    """
+    from memberscope.federated import tamper
+
+    name, _, client = text.partition(":")
+    if name != "isolate" or not client.isdigit():
+        raise ConfigError(
+            f"malicious = {text!r} is unknown",
+            "isolate:K cuts client K off; other parties are put together in Python (memberscope.federated.tamper)",
+        )
+    return lambda grid: tamper.attach_grid(grid, tamper.Isolate(int(client)))
+
+
+def _loaded(
+    settings: ForeignSettings, clients: list[int], config: Mapping[str, Any]
+) -> tuple[ForeignRecords, nn.Module]:
+    from memberscope.training.models import build
+
+    records = load_records(settings.records, clients, config)
+    classes = settings.classes or records.n_classes
+    if classes < records.n_classes:
+        raise ConfigError(
+            f"--classes {classes}, but the records have class {records.n_classes - 1}", "classes count from 0"
+        )
+    return records, build(settings.model, records.x.shape[1:], classes)
+
+
+def _subject(
+    transcript: Transcript,
+    module: nn.Module,
+    records: ForeignRecords,
+    settings: ForeignSettings,
+    name: str,
+    facts: Mapping[str, Any],
+) -> Subject:
+    from memberscope.federated.subject import of_transcript
+
+    subject = of_transcript(
+        transcript,
+        module,
+        records.x,
+        records.y,
+        records.owner,
+        records.member,
+        name=name,
+        learning_rate=settings.learning_rate,
+        model=settings.model,
+        settings={**facts, "records": settings.records},
+    )
+    if settings.classes is not None:
+        names = tuple(map(str, range(settings.classes)))
+        subject = replace(
+            subject, classes=names, dataset={**subject.dataset, "classes": list(names), "n_classes": len(names)}
+        )
+    return subject
+
+
+def _facts(app: FlowerApp, clients: int) -> dict[str, Any]:
+    return {"app": app.name, "clients": clients, **{f"app_{key}": value for key, value in app.config.items()}}
+
+
+def _nodes(pairs: tuple[str, ...]) -> dict[int, int]:
+    found = {}
+    for pair in pairs:
+        node, equals, client = pair.partition("=")
+        if not equals or not node.isdigit() or not client.isdigit():
+            raise ConfigError(f"{pair!r} is no ID=K", "for example --nodes 15766987747404701145=0 ...")
+        found[int(node)] = int(client)
+    return found
