@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import os
 import signal
@@ -25,6 +27,7 @@ from memberscope.events import Events
 from memberscope.membership import Split
 from memberscope.reference_models import notes, open_bank
 from memberscope.result import Audit
+from memberscope.risk import COLUMNS
 
 ATTACKS = ("loss", "difficulty-calibration", "lira-online-eb", HEADLINE)
 N, CLASSES = 600, 3
@@ -97,6 +100,37 @@ def test_an_insider_answers_by_the_attack_fixed_in_advance(audited: Audit) -> No
     assert insider["auc"]["low"] == pytest.approx(own["low"])
     assert "the attack fixed in advance (taught-fusion)" in repr(audited)
     assert insider["auc"]["value"] > 0.55
+
+
+def test_thresholds_and_records_are_told_everywhere(audited: Audit, tmp_path: Path) -> None:
+    document = json.loads(json.dumps(audited.document))
+    entry = next(a for a in document["attacks"] if a["name"] == HEADLINE)
+    (point,) = [p for p in entry["calibrated"]["points"] if p["supported"]]
+    assert point["fpr"] == 0.1
+    assert point["true_fpr"]["k"] == point["false_positives"]
+    assert {v["prior"] for v in entry["calibrated"]["ppv"]} == {0.5, 0.1, 0.01}
+    assert next(a for a in document["attacks"] if a["name"] == "loss")["calibrated"] is None
+    assert "Threshold from reference models for 0.1 FPR: FPR 0." in repr(audited)
+
+    folder = audited.save(tmp_path / "run")
+    with (folder / "results.csv").open() as file:
+        row = next(r for r in csv.DictReader(file) if r["attack"] == HEADLINE)
+    assert float(row["calibrated_fpr_at_0.1"]) == point["true_fpr"]["value"]
+    assert float(row["calibrated_tpr_at_0.1_low"]) == point["tpr"]["low"]
+    assert 0 < float(row["calibrated_ppv_at_0.1_prior_0.01"]) < 0.5
+    with gzip.open(folder / "scores.csv.gz", "rt") as text:
+        records = list(csv.DictReader(text))
+    assert [name for name in records[0] if name in COLUMNS] == list(COLUMNS)
+    assert all(0 < float(r["posterior"]) < 1 for r in records)
+    assert all(float(r["separation_low"]) <= float(r["separation_high"]) for r in records)
+    report = (folder / "report.html").read_text()
+    for said in (
+        "Thresholds as an adversary has them",
+        "Single records",
+        "Are these probabilities right?",
+        "In common",
+    ):
+        assert said in report
 
 
 def test_references_are_told_and_checked(audited: Audit) -> None:

@@ -19,9 +19,8 @@ from memberscope.defenses.registry import labels_only, outputs
 from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.evidence import Evidence, from_logits
-from memberscope.ladder import headline, lowest_supported_fpr
 from memberscope.most_exposed import most_exposed
-from memberscope.pipeline import Clock, finish, run_facts, scarcer_side
+from memberscope.pipeline import Clock, finish, judge_records, run_facts, scarcer_side
 from memberscope.policy import read_policy
 from memberscope.records.subset import take
 from memberscope.result import Audit
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from memberscope.audit_bounds import AuditBounds
     from memberscope.data_loader import Dataset
     from memberscope.membership import Split
+    from memberscope.risk import RecordRisk
     from memberscope.training.model_bank import ModelBank
 
 
@@ -106,6 +106,10 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         seen = observe(target, dataset, split, canaries.index, bank)
         worst = attack_canaries(config, chosen, seen, canaries, split, results, class_names=dataset.classes)
         clock.lap("canaries")
+    calibrated, risk = judge_records(
+        results, evidence, member, prior=config.prior, seed=config.seed, confidence=config.confidence
+    )
+    clock.lap("records")
 
     events.stage("Doubting the audit")
     description = facts(target, dataset, split, evidence, member)
@@ -131,20 +135,24 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         if bank is None
         else reference_models.facts(config, bank, split, trained=trained, seconds=clock.seconds["reference models"]),
         results=results,
+        calibrated=calibrated,
+        risk=risk,
         member=member,
         findings=findings,
         settings=config.to_dict(),
         environment=environment.describe(description["device"]),
         run=run_facts(clock, f"memberscope audit --dataset {config.dataset}", config.seed),
         policy=None,
-        top_records=_pictures(config, dataset, results, index, member),
+        top_records=_pictures(config, dataset, results, risk, index, member),
         reproduce=["memberscope audit --config config.toml"],
         confidence=config.confidence,
         seed=config.seed,
         canaries=None if worst is None else worst.to_dict(),
         bounds=None if proven is None else proven.to_dict(),
     )
-    return finish(assembled, results, findings, index, evidence, member, policy, config.confidence, canaries=worst)
+    return finish(
+        assembled, results, findings, index, evidence, member, policy, config.confidence, canaries=worst, risk=risk
+    )
 
 
 def load_records(config: AuditConfig) -> Dataset:
@@ -274,12 +282,12 @@ def _pictures(
     config: AuditConfig,
     dataset: Dataset,
     results: list[AttackResult],
+    risk: RecordRisk | None,
     index: NDArray[np.int64],
     member: NDArray[np.bool_],
 ) -> list[dict[str, Any]] | None:
-    if not config.pictures:
+    if not config.pictures or risk is None:
         return None
-    best = headline(results, lowest_supported_fpr(int((~member).sum())))
-    if best is None or best.scores is None:
-        return None
-    return most_exposed(dataset, index, member, best.scores, config.pictures)
+    scores = next(r.scores for r in results if r.name == risk.attack)
+    assert scores is not None
+    return most_exposed(dataset, index, member, scores, risk, config.pictures)

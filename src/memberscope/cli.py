@@ -89,6 +89,7 @@ def score(
     attacks: tuple[str, ...] = ("auto",),
     folds: int = 5,
     confidence: float = 0.95,
+    prior: float = 0.5,
     seed: int = 0,
     ignore: tuple[str, ...] = (),
     policy: Path | None = None,
@@ -119,6 +120,8 @@ def score(
         Folds of the cross-fitting.
     confidence
         Level of every interval.
+    prior
+        Share of members among those judged, for the probability of each record that it is one.
     seed
         Seed of folds and intervals.
     ignore
@@ -141,6 +144,7 @@ def score(
         attacks=attacks,
         folds=folds,
         confidence=confidence,
+        prior=prior,
         seed=seed,
         ignore=ignore,
         policy=policy,

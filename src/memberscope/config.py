@@ -30,6 +30,8 @@ _NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "shadows": (int, 0, 100_001, "from 0 to 100000"),
     "canaries": (int, 0, math.inf, "at least 0"),
     "subset": (int, 2, math.inf, "at least 2"),
+    "targets": (int, 1, 1001, "from 1 to 1000"),
+    "prior": (float, 1e-12, 1, "above 0 and below 1"),
 }
 _OPTIONAL_NUMBERS = ("threads", "shadows", "canaries", "subset")
 _FLAGS = ("unverified_data", "load", "resume")
@@ -79,6 +81,11 @@ class AuditConfig:
         the average. Default: as the preset says, else none.
     kind
         Of the canaries, one or more: mislabelled, duplicated, out-of-distribution, blank.
+
+    targets
+        Models under audit, each with a membership and a seed of its own; all share the reference models.
+    prior
+        Share of members among those judged, for the probability of each record that it is one.
     attacks
         Names (`memberscope list attacks`); auto: all that the evidence allows.
     folds
@@ -125,6 +132,9 @@ class AuditConfig:
     workers: str = "auto"
     canaries: int | None = None
     kind: tuple[CanaryKind, ...] = ("mislabelled",)
+
+    targets: int = 1
+    prior: float = 0.5
     attacks: tuple[str, ...] = ("auto",)
     folds: int = 5
     confidence: float = 0.95
@@ -165,6 +175,11 @@ class AuditConfig:
         if self.weights is not None and self.n_canaries:
             raise ConfigError(
                 "canaries cannot be put into a model that is trained already", "leave out --canaries, or --weights"
+            )
+        if self.targets > 1 and self.weights is not None:
+            raise ConfigError(
+                f"--targets {self.targets} trains models, and --weights brings one that exists",
+                "audit an existing model alone",
             )
         if (self.weights is None) != (self.membership is None):
             given, lacking = ("weights", "membership") if self.membership is None else ("membership", "weights")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,13 @@ from memberscope.attacks.registry import HEADLINES
 from memberscope.attacks.runner import AttackResult
 from memberscope.checks import Finding
 from memberscope.ladder import headline, ladder, lowest_supported_fpr
-from memberscope.statistics.record_risk import agreement, flag
+from memberscope.statistics.record_risk import agreement
+
+if TYPE_CHECKING:
+    from memberscope.calibrated import Calibrated
+    from memberscope.risk import RecordRisk
 
 SCHEMA_VERSION = 1
-
-FLAG_LEVEL = 0.1
-"""Expected share of wrong names among the records that are flagged."""
 
 NOT_TESTED = (
     "Other kinds of leakage: attribute inference, reconstruction of records, extraction of the model.",
@@ -52,6 +53,8 @@ def assemble(
     bounds: Mapping[str, Any] | None = None,
     federation: Mapping[str, Any] | None = None,
     malicious: Mapping[str, Any] | None = None,
+    calibrated: Mapping[str, Calibrated] | None = None,
+    risk: RecordRisk | None = None,
 ) -> dict[str, Any]:
     """The document of one audit; NaN becomes null, so that it is valid JSON."""
     fpr = lowest_supported_fpr(int((~member).sum()))
@@ -80,7 +83,7 @@ def assemble(
         "records": dict(records),
         "target": None if target is None else dict(target),
         "references": None if references is None else dict(references),
-        "attacks": [_with_histogram(result, member) for result in results],
+        "attacks": [_entry(result, member, (calibrated or {}).get(result.name)) for result in results],
         "headline": None if best is None else best.name,
         "headline_fixed": best is not None and best.name in HEADLINES,
         "headline_rule": rule,
@@ -92,7 +95,9 @@ def assemble(
             "worst_classes": worst_classes(best),
             "generalization_gap": None if target is None else target.get("generalization_gap"),
             "top_records": None if top_records is None else list(top_records),
-            "flagged": _flagged(best, member, seed),
+            "flagged": None if risk is None else {**risk.summary["flagged"], "attack": risk.attack},
+            "posterior": None if risk is None else risk.summary["posterior"],
+            "separation": None if risk is None else risk.summary["separation"],
             "agreement": _agreement(results, best),
         },
         "not_tested": list(NOT_TESTED),
@@ -110,20 +115,13 @@ def _no_rounds(target: Mapping[str, Any] | None) -> str:
     return "only answers were given" if target is None else "the model was trained in one place"
 
 
-def _with_histogram(result: AttackResult, member: NDArray[np.bool_]) -> dict[str, Any]:
+def _entry(result: AttackResult, member: NDArray[np.bool_], calibrated: Calibrated | None) -> dict[str, Any]:
     from memberscope.report.histogram import score_histogram
 
     content = result.to_dict()
+    content["calibrated"] = None if calibrated is None else calibrated.to_dict()
     content["histogram"] = None if result.scores is None else score_histogram(result.scores, member)
     return content
-
-
-def _flagged(best: AttackResult | None, member: NDArray[np.bool_], seed: int) -> dict[str, Any] | None:
-    """How many records the headline attack names at a false-discovery rate of FLAG_LEVEL, and how many rightly."""
-    if best is None or best.scores is None:
-        return None
-    found = flag(best.scores, member, level=FLAG_LEVEL, rng=seeds.generator(seed, "evaluation", "flagged"))
-    return {"level": FLAG_LEVEL, "records": found.true + found.false, "members": found.true, "attack": best.name}
 
 
 def _agreement(results: Sequence[AttackResult], best: AttackResult | None) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from memberscope.data_loader import Dataset
+    from memberscope.risk import RecordRisk
 
 
 def most_exposed(
@@ -18,9 +19,10 @@ def most_exposed(
     index: NDArray[np.int64],
     member: NDArray[np.bool_],
     scores: NDArray[np.float64],
+    risk: RecordRisk,
     at_most: int,
 ) -> list[dict[str, Any]]:
-    """Index, class, score, truth and picture of the records with the highest scores, highest first; JSON-able."""
+    """Index, class, score, truth, risk and picture of the records with the highest scores, highest first; JSON-able."""
     order = np.argsort(-scores, kind="stable")[:at_most]
     return [
         {
@@ -28,10 +30,16 @@ def most_exposed(
             "class": dataset.classes[dataset.y[index[row]]],
             "score": float(scores[row]),
             "member": bool(member[row]),
+            "posterior": _number(risk.posterior[row]),
+            "separation": [_number(d[row]) for d in (risk.separation, risk.separation_low, risk.separation_high)],
             "png_base64": _thumbnail(dataset.x[index[row]]),
         }
         for row in order
     ]
+
+
+def _number(value: np.float64) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _thumbnail(record: NDArray[np.generic]) -> str | None:

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from memberscope import environment, seeds
 from memberscope.attacks.registry import HEADLINES
 from memberscope.attacks.runner import evaluate_scores
-from memberscope.ladder import headline
+from memberscope.calibrated import Calibrated, calibrate_all
+from memberscope.ladder import headline, lowest_supported_fpr
 from memberscope.policy import judge
 from memberscope.result import Audit
+from memberscope.risk import RecordRisk, assess
 
 if TYPE_CHECKING:
     from memberscope.attacks.runner import AttackResult
@@ -55,6 +57,27 @@ def run_facts(clock: Clock, command: str, seed: int) -> dict[str, Any]:
     }
 
 
+def judge_records(
+    results: list[AttackResult],
+    evidence: Evidence,
+    member: NDArray[np.bool_],
+    *,
+    prior: float,
+    seed: int,
+    confidence: float,
+) -> tuple[dict[str, Calibrated], RecordRisk | None]:
+    """Thresholds from reference models for every attack that uses them, and the risk of single records.
+
+    The risk is that under the attack that the answer is given for; None where no attack ran.
+    """
+    calibrated = calibrate_all(results, evidence, member, seed=seed, confidence=confidence)
+    best = headline(results, lowest_supported_fpr(int((~member).sum())))
+    if best is None:
+        return calibrated, None
+    found = calibrated.get(best.name)
+    return calibrated, assess(best, found, evidence, member, prior=prior, seed=seed, confidence=confidence)
+
+
 def scarcer_side(evidence: Evidence) -> NDArray[np.int64] | None:
     """Reference models with or without each record, whichever are fewer, int64 [N]; None without reference models."""
     if evidence.reference_membership is None:
@@ -74,12 +97,13 @@ def finish(
     level: float,
     *,
     canaries: CanaryAudit | None = None,
+    risk: RecordRisk | None = None,
 ) -> Audit:
     """Judge by the policy, with intervals at `level`, and put everything together."""
     if policy is not None:
         assembled["policy"] = _judge(policy, results, findings, member, assembled["run"]["seed"], level)
     confidence = evidence.signals.max_confidence
-    return Audit(assembled, tuple(results), tuple(findings), index, evidence.labels, member, confidence, canaries)
+    return Audit(assembled, tuple(results), tuple(findings), index, evidence.labels, member, confidence, canaries, risk)
 
 
 def _judge(

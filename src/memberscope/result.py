@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from memberscope.attacks.runner import AttackResult
     from memberscope.canary_audit import CanaryAudit
     from memberscope.checks import Finding
+    from memberscope.risk import RecordRisk
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,6 +41,9 @@ class Audit:
         float64 [N], the target's confidence, for the histograms.
     canaries
         What was found of the canaries, where there are any.
+
+    risk
+        Risk of each record under the attack that the answer is given for, or None where no attack ran.
     """
 
     document: Mapping[str, Any]
@@ -51,6 +55,8 @@ class Audit:
     max_confidence: NDArray[np.float64]
     canaries: CanaryAudit | None = None
 
+    risk: RecordRisk | None = None
+
     @property
     def scores(self) -> dict[str, NDArray[np.float64]]:
         """Score of every audited record under each attack that ran, float64 [N]; higher = more likely a member."""
@@ -58,7 +64,7 @@ class Audit:
 
     @property
     def headline(self) -> str | None:
-        """Name of the strongest attack."""
+        """Name of the attack that the answer is given for."""
         name: str | None = self.document["headline"]
         return name
 

@@ -15,7 +15,7 @@ from memberscope.checks import Context, check_codes, run_checks
 from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.evidence import from_logits, from_probabilities
-from memberscope.pipeline import Clock, finish, run_facts, scarcer_side
+from memberscope.pipeline import Clock, finish, judge_records, run_facts, scarcer_side
 from memberscope.policy import read_policy
 from memberscope.result import Audit
 from memberscope.statistics.blind import label_p_value
@@ -34,6 +34,7 @@ def score(
     target: int | None = None,
     folds: int = 5,
     confidence: float = 0.95,
+    prior: float = 0.5,
     seed: int = 0,
     ignore: tuple[str, ...] = (),
     policy: str | Path | None = None,
@@ -89,6 +90,8 @@ def score(
     )
     clock.lap("attacks")
     everyone = membership.Split(truth, np.zeros(len(truth), bool), np.ones(len(truth), bool))
+    calibrated, risk = judge_records(results, evidence, truth, prior=prior, seed=seed, confidence=confidence)
+    clock.lap("records")
     mix = membership.class_mix_difference(evidence.labels, everyone, evidence.n_classes)
     context = Context(
         results=results,
@@ -103,7 +106,7 @@ def score(
     )
     findings = run_checks(context, ignore)
     settings = {"attacks": [attacks] if isinstance(attacks, str) else list(attacks), "folds": folds}
-    settings |= {"confidence": confidence, "seed": seed}
+    settings |= {"confidence": confidence, "prior": prior, "seed": seed}
     name = Path(answers.source).name
     assembled = document.assemble(
         kind="score",
@@ -126,6 +129,8 @@ def score(
         },
         target=None,
         results=results,
+        calibrated=calibrated,
+        risk=risk,
         member=truth,
         findings=findings,
         settings=settings,
@@ -137,7 +142,9 @@ def score(
         confidence=confidence,
         seed=seed,
     )
-    return finish(assembled, results, findings, np.arange(len(truth)), evidence, truth, loaded_policy, confidence)
+    return finish(
+        assembled, results, findings, np.arange(len(truth)), evidence, truth, loaded_policy, confidence, risk=risk
+    )
 
 
 def _given(

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from memberscope.config import AuditConfig, from_settings
 from memberscope.errors import ConfigError
@@ -48,6 +48,16 @@ class Cell:
         """The audit's settings; `where` holds those of `WHERE` that are given. What is half done is gone on with."""
         return from_settings({**self.settings, **where, "load": False, "resume": True})
 
+    def check(self) -> None:
+        """Refuse settings that no audit can have.
+
+        Raises
+        ------
+        ConfigError
+            Names the setting.
+        """
+        self.config({})
+
     def __str__(self) -> str:
         return ", ".join([self.row, *(f"{axis} {value}" for axis, value in self.axes.items())])
 
@@ -81,6 +91,7 @@ class StudyConfig:
     rows: Mapping[str, Mapping[str, Any]]
     axes: Mapping[str, tuple[Any, ...]]
     fpr: float = 0.001
+    kind_of_cell: ClassVar[type[Cell]] = Cell
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -113,7 +124,7 @@ class StudyConfig:
                 )
             seen[digest] = cell
             try:
-                cell.config({})
+                cell.check()
             except ConfigError as error:
                 raise ConfigError(f"audit ({cell}): {error.problem}", error.hint) from None
 
@@ -124,12 +135,27 @@ class StudyConfig:
             point = dict(zip(self.axes, values, strict=True))
             for row, changes in self.rows.items():
                 settings = {**self.base, **changes, **point}
-                found.append(Cell(row, point, settings, _key(row, point, settings)))
+                found.append(self.kind_of_cell(row, point, settings, _key(row, point, settings)))
         return found
 
 
+S = TypeVar("S", bound=StudyConfig)
+
+
 def read_study(path: Path) -> StudyConfig:
+    """Read a study from a TOML file, as `read_study_as` does."""
+    return read_study_as(path, StudyConfig)
+
+
+def read_study_as(path: Path, kind: type[S]) -> S:
     """Read a study from a TOML file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind
+        `StudyConfig`, or that of another kind of study.
 
     Raises
     ------
@@ -154,9 +180,7 @@ def read_study(path: Path) -> StudyConfig:
     axes = {axis: tuple(values) if isinstance(values, list) else values for axis, values in tables["axes"].items()}
     name = content.get("name", Path(path).stem)
     try:
-        return StudyConfig(
-            name, tables["base"], tables["rows"], axes, **{k: content[k] for k in ("fpr",) if k in content}
-        )
+        return kind(name, tables["base"], tables["rows"], axes, **{k: content[k] for k in ("fpr",) if k in content})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.problem}", error.hint) from None
 

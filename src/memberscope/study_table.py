@@ -152,7 +152,7 @@ def points_of(
         accuracies = [(one["test_acc"], one["test_acc_low"], one["test_acc_high"]) for one, _ in group]
         leaks = [(leak["value"], leak["low"], leak["high"]) for _, leak in group]
         kinds = " or ".join(dict.fromkeys(one["canary_kind"] for one, _ in group)) if canaries else ""
-        points.append(Point(name, _mean(accuracies), _mean(leaks), len(group), detail=kinds))
+        points.append(Point(name, mean_of(accuracies), mean_of(leaks), len(group), detail=kinds))
     return mark_front(points), fpr
 
 
@@ -180,7 +180,7 @@ def _leakage(line: Line, document: Document, fpr: float, *, canaries: bool) -> M
     return tpr_of(found[0], fpr)
 
 
-def _mean(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+def mean_of(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
     """The one estimate with its interval; of several seeds their mean, with the t interval over trainings."""
     if len(estimates) == 1:
         return estimates[0]

@@ -14,6 +14,7 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
     figures = table[: len(table) - reasons]
     first = max(len(row[0]) for row in table)
     lines += [*aligned(figures, first=first), *(f"{row[0]:<{first}}  {row[1]}" for row in table[len(figures) :])]
+    lines += calibrated_lines(document)
     doubts = [c for c in document["checks"] if c["status"] in ("problem", "caution")]
     lines += [f"{c['code']} {c['status']}: {c['text']}" for c in doubts]
     return lines
@@ -78,6 +79,22 @@ def attack_table(document: Mapping[str, Any]) -> list[list[str]]:
         if attack["evaluation"] is None:
             rows.append([attack["name"], f"{attack['status']}: {attack['reason']}", *[""] * (len(header) - 2)])
     return rows
+
+
+def calibrated_lines(document: Mapping[str, Any]) -> list[str]:
+    """What the headline attack does with a threshold from reference models, at the lowest rate that can be shown."""
+    best = [a for a in document["attacks"] if a["name"] == document["headline"]]
+    calibrated = (best[0].get("calibrated") if best else None) or {}
+    points = [p for p in calibrated.get("points", []) if p["supported"]]
+    if not points:
+        return []
+    point = min(points, key=lambda p: float(p["fpr"]))
+    ppv = {v["prior"]: v["ppv"] for v in calibrated["ppv"] if v["fpr"] == point["fpr"]}
+    right = ", ".join(f"{ci(v, 2)} if {prior:.0%} are members" for prior, v in sorted(ppv.items(), reverse=True))
+    return [
+        f"Threshold from reference models for {point['fpr']:.4g} FPR: FPR {ci(point['true_fpr'], 4)}, "
+        f"TPR {ci(point['tpr'], 4)}; share of right accusations {right}."
+    ]
 
 
 def ci(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:

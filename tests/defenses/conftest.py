@@ -51,6 +51,12 @@ class StopAfter:
 
 
 @pytest.fixture
+def listener():
+    """Hears of a training and lets it end."""
+    return StopAfter(None)
+
+
+@pytest.fixture
 def resumed(pool, tmp_path, monkeypatch):
     """Train with settings, whole and interrupted after each of some epochs; gives both models."""
     from memberscope.training import train_target

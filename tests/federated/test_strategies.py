@@ -71,10 +71,19 @@ def test_memory_is_captured_and_restored(clip_at: str) -> None:
         ({"strategy_options": ("eta=1",)}, "no option 'eta'"),
         ({"strategy": "fedprox", "strategy_options": ("proximal_nu=1",)}, "did you mean 'proximal_mu'"),
         ({"strategy": "qfedavg"}, "needs client_learning_rate"),
-        ({"strategy": "fedtrimmedavg", "strategy_options": ("beta=0.7",)}, "cannot be made"),
         ({"strategy": "fedprox", "strategy_options": ("proximal_mu=high",)}, "no name=number"),
     ],
 )
 def test_what_is_refused(changes: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         strategies.make(settings(**changes), 4)
+
+
+def test_a_value_that_flower_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Picky(strategies.flower.FedAvg):
+        def __init__(self, **more: float) -> None:
+            raise ValueError("beta must be below 0.5")
+
+    monkeypatch.setattr(strategies, "available", lambda: {"picky": Picky})
+    with pytest.raises(ConfigError, match=r"picky cannot be made: beta must be below 0\.5"):
+        strategies.make(settings(strategy="picky"), 4)

@@ -79,7 +79,7 @@ def test_the_document_names_its_run_and_every_file_with_its_hash(saved: Path, au
 def test_scores_of_every_record_and_attack(saved: Path, audit: Audit) -> None:
     with gzip.open(saved / "scores.csv.gz", "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["index", "class", "member", "loss", "gap", "four-features-lr"]
+    assert list(rows[0]) == ["index", "class", "member", "loss", "gap", "four-features-lr", "p_value", "flagged"]
     assert [int(row["index"]) for row in rows] == audit.index.tolist()
     assert [int(row["class"]) for row in rows] == audit.label.tolist()
     assert [row["member"] for row in rows] == [str(int(m)) for m in audit.member]

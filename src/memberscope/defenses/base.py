@@ -160,6 +160,19 @@ class LossDefense(Defense):
     soft_targets: ClassVar[bool] = True
     """Whether it can use targets that are not one class a record."""
 
+    def attach(self, attached: Attached) -> None:
+        """A training begins; called once before its first step."""
+
+    def epoch(self, rng: np.random.Generator) -> None:
+        """An epoch begins, with a generator of its own."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What it learnt so far, for the checkpoint of the training; empty: nothing."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave; called after `attach`."""
+
     def losses(self, logits: Tensor, targets: Tensor, epoch: int) -> Tensor:
         """Give the loss float32 [B] of each record, or a scalar for the batch where it is not `per_record`.
 
@@ -173,6 +186,29 @@ class LossDefense(Defense):
             From 1.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Attached:
+    """What a loss may use of the training that it is part of.
+
+    Parameters
+    ----------
+    n_classes
+        Number of classes.
+    device
+        Of the training.
+    seed
+        For what it initialises.
+    reference
+        From a number and a generator to the model's logits, in training mode, of so many random validation records,
+        and their one-hot classes.
+    """
+
+    n_classes: int
+    device: torch.device
+    seed: int
+    reference: Callable[[int, np.random.Generator], tuple[Tensor, Tensor]]
 
 
 class GradientDefense(Defense):

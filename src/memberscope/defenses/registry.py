@@ -12,8 +12,10 @@ from itertools import combinations
 from math import prod
 from typing import TYPE_CHECKING
 
+from memberscope.defenses.adversarial import Adversarial
 from memberscope.defenses.answers import LabelOnly, RoundedAnswers, TopAnswers
 from memberscope.defenses.base import DataDefense, Defense, GradientDefense, LossDefense, OutputDefense, Procedure
+from memberscope.defenses.distillation import Dmp, Selena
 from memberscope.defenses.dp_sgd import DpSgd
 from memberscope.defenses.hamp import Hamp
 from memberscope.defenses.mixing import CutMix, Mixup
@@ -45,7 +47,10 @@ DEFENSES: dict[str, type[Defense]] = {
         Mixup,
         CutMix,
         RelaxLoss,
+        Adversarial,
         DpSgd,
+        Selena,
+        Dmp,
         # Answers pass through these in this order.
         Hamp,
         RoundedAnswers,

@@ -19,7 +19,7 @@ from memberscope.federated import candidates, exposure, subject
 from memberscope.federated.candidates import Candidates
 from memberscope.federated.features import FeatureWriter, extract, read_features
 from memberscope.federated.subject import Subject
-from memberscope.pipeline import Clock, finish, run_facts
+from memberscope.pipeline import Clock, finish, judge_records, run_facts
 from memberscope.policy import read_policy
 from memberscope.result import Audit
 from memberscope.rounds import Rounds
@@ -112,6 +112,9 @@ def audit_federation(
         confidence=asked.confidence,
         on_start=events.attack,
     )
+    calibrated, risk = judge_records(
+        results, evidence, chosen.member, prior=0.5, seed=asked.seed, confidence=asked.confidence
+    )
     clock.lap("attacks")
 
     events.stage("Asking who learns about whom")
@@ -134,6 +137,8 @@ def audit_federation(
         records=_record_facts(about, chosen),
         target=_accuracies(about, chosen, evidence),
         results=results,
+        calibrated=calibrated,
+        risk=risk,
         member=chosen.member,
         findings=findings,
         settings=settings,
@@ -147,7 +152,9 @@ def audit_federation(
         federation=section,
         malicious=malicious,
     )
-    return finish(assembled, results, findings, chosen.record, evidence, chosen.member, policy, asked.confidence)
+    return finish(
+        assembled, results, findings, chosen.record, evidence, chosen.member, policy, asked.confidence, risk=risk
+    )
 
 
 def choose(about: Subject, asked: Asked) -> Candidates:

@@ -64,6 +64,52 @@ def federate(
 
 
 @app.command(help_epilogue="")
+def study(
+    file: Path,
+    *,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+    unverified_data: bool | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+) -> int:
+    """Train and audit a federation for each defense of a grid, and show what each keeps and what it gives away.
+
+    For example:
+        memberscope federate study study.toml
+
+    Parameters
+    ----------
+    file
+        The study: TOML with [base], [rows.NAME] and [axes]; docs/federated.md shows one.
+    out
+        Folder for the study's folder; default: $MEMBERSCOPE_OUTPUT_DIR, else ./outputs.
+    data_dir
+        Folder of the dataset's files.
+    unverified_data
+        Take files whose checksum is not the official one: you vouch for them.
+    device
+        auto, cpu, cuda, cuda:1, mps.
+    threads
+        CPU threads; default: all cores.
+    quiet
+        No progress.
+    """
+    from memberscope.federated.console import run_study
+
+    return run_study(
+        file,
+        quiet=quiet,
+        out=out,
+        data_dir=data_dir,
+        unverified_data=unverified_data,
+        device=device,
+        threads=threads,
+    )
+
+
+@app.command(help_epilogue="")
 def audit(
     source: Path | None = None,
     *,

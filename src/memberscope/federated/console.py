@@ -47,6 +47,19 @@ def run_federation(
     return 0
 
 
+def run_study(file: Path, *, quiet: bool, **given: Any) -> int:
+    """Run a study of federations and print its table; 3 where a federation failed."""
+    from memberscope.config import default_output_dir
+    from memberscope.federated import study
+
+    config = study.read_study(file)
+    where = study.where_of(**given)
+    lines = study.run(config, where, events=Console(quiet=quiet))
+    folder = Path(where.get("out") or default_output_dir()) / config.name
+    sys.stdout.write(study.markdown(config, lines) + f"\nTables and pictures: {folder.resolve()}\n")
+    return 3 if any(line["status"] == "failed" for line in lines) else 0
+
+
 def show(run: Federation, *, as_json: bool = False) -> None:
     """Print the outcome on standard output: text for people, or one JSON document for programs."""
     summary = run.summary

@@ -20,9 +20,18 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from memberscope.errors import ConfigError
+
+try:
+    from flwr.supercore.task_identity import TaskIdentity
+except ImportError:  # before Flower 1.38 a grid wrote the sender into a message, and nobody else needed it
+
+    class TaskIdentity:  # type: ignore[no-redef]
+        """Nobody reads it there."""
+
+        _run_id = _task_id = _node_id = None
+
 
 FIRST_NODE = 10_000
 """Node id of client 0; that of client i is `FIRST_NODE + i`."""
@@ -157,8 +166,12 @@ class InProcessGrid(Grid):
         return isolated(reply)
 
     def _stamp(self, message: Message) -> str:
+        """Write into a message what a SuperLink or its grid would, where there is no setter."""
         name = f"message-{next(self._message_ids)}"
-        message.metadata.__dict__["_message_id"] = name  # a SuperLink sets it where no setter is
+        metadata = message.metadata.__dict__
+        metadata["_message_id"], metadata["_run_id"] = name, RUN_ID
+        if not metadata["_src_node_id"]:
+            metadata["_src_node_id"] = _SERVER_NODE
         return name
 
 

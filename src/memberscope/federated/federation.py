@@ -139,7 +139,7 @@ def federate(
         return taped(strategy if tamper is None else tamper(strategy), config, folder)
 
     server = apps.server_app(site, folder, events=events, prepare=prepared, resume=resume)
-    with _quiet_flower():
+    with quiet_flower():
         run_in_process(
             server,
             apps.client_app(site, client_mods),
@@ -280,7 +280,7 @@ def taped(strategy: Strategy, config: FederationConfig, folder: Path) -> Strateg
 
 
 @contextlib.contextmanager
-def _quiet_flower() -> Iterator[None]:
+def quiet_flower() -> Iterator[None]:
     """Flower without its log of every step, and without telemetry; what matters is told through events."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     logger = logging.getLogger("flwr")

@@ -85,6 +85,7 @@ class Rounds:
             left = (self._config.rounds - round_) * float(np.mean(seconds[-5:]))
             self._events.federation_round(record, self._config.rounds, left)
             self._check_silence(sifted, record)
+            del sifted  # a round's replies are gone before the next ones are made
         return arrays
 
     def _await_clients(self, grid: Grid) -> None:

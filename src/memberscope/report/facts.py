@@ -37,6 +37,24 @@ def target_facts(results: Results) -> Table | None:
     return _facts(rows)
 
 
+def reference_facts(results: Results) -> tuple[Table, list[str]] | None:
+    """The reference models, and what a reader must know about them."""
+    told = results.get("references")
+    if not told:
+        return None
+    rows = [
+        ("Reference models", wording.count(told["models"])),
+        ("Trained in this run", wording.count(told["trained_in_this_run"])),
+        ("Records that each was trained on", wording.count(told["records_each"])),
+        ("Accuracy on its members, mean", wording.percent(told["accuracy_members"])),
+        ("Accuracy on the other records, mean", wording.percent(told["accuracy_others"])),
+        ("Folder", told["folder"]),
+        ("Time", wording.duration(told["seconds"]) if told["trained_in_this_run"] else "trained earlier"),
+        ("What so many support", told["claim"]),
+    ]
+    return _facts(rows), list(told["notes"])
+
+
 def data_facts(results: Results) -> Table:
     """The records and how they were divided."""
     data, records = results.get("dataset") or {}, results.get("records") or {}
@@ -121,6 +139,8 @@ def pictures(results: Results) -> dict[str, Any]:
                 "index": record.get("index"),
                 "score": wording.significant(record.get("score")),
                 "truth": truth,
+                "posterior": wording.percent(record.get("posterior")) if record.get("posterior") is not None else "",
+                "separation": _with_ends(record.get("separation")),
             }
         )
     return {"shown": shown, "left_out": left_out}
@@ -167,6 +187,13 @@ def _labels_only(results: Results) -> str:
         f"The ladder shows what remains for an adversary who sees labels only: AUC {wording.estimate_text(auc)}, "
         f"against {wording.estimate_text(best['evaluation']['auc'])} for the strongest attack."
     )
+
+
+def _with_ends(values: Any) -> str:
+    if not values or not all(map(wording.known, values)):
+        return ""
+    d, low, high = map(wording.significant, values)
+    return f"{d} ({low} to {high})"
 
 
 def _speed(images_per_second: Any) -> str:

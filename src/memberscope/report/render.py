@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memberscope.report import details, facts, proof, wording
+from memberscope.report import details, facts, proof, records, wording
 from memberscope.report.document import Results, checked, headline, ranked, thing
 from memberscope.report.figures import class_figure, histogram_figure, learning_figures, precision_figure, roc_figures
 from memberscope.report.first_page import first_page
@@ -64,7 +64,18 @@ GLOSSARY = (
     ),
     (
         "Reference model",
-        "A model that the adversary trains on similar data, to know the answers without a record.",
+        "A model that the adversary trains on similar data, to know the answers with a record in training (IN) and "
+        "without it (OUT).",
+    ),
+    (
+        "Threshold from reference models",
+        "The score from which on an adversary accuses, chosen on reference models that play the target: the adversary "
+        "knows their members, and not those of the target.",
+    ),
+    (
+        "Separation",
+        "How far a record's confidence lies apart in models trained with it and without it, in standard deviations: an "
+        "estimate of the risk that it runs in any training by this recipe, not a bound.",
     ),
 )
 
@@ -99,6 +110,9 @@ def render(results: Results) -> str:
             threat_model=details.threat_model(results),
             attack_figures=details.figures_of_attacks(results),
             thresholds=details.thresholds(results),
+            calibrated=records.calibrated_headline(results),
+            calibrated_attacks=records.calibrated_attacks(results),
+            records=records.records(results),
             precision=details.precision_table(results),
             rejection=details.rejection_table(results),
             confusion=details.confusion(results),
@@ -111,6 +125,7 @@ def render(results: Results) -> str:
             class_figure=class_figure(results),
             classes=details.class_table(results),
             target=facts.target_facts(results),
+            reference=facts.reference_facts(results),
             data=facts.data_facts(results),
             checks=details.checks_by_section(results),
             canary_table=proof.canary_table(results),

@@ -180,6 +180,10 @@ def _table(path: Path) -> list[dict[str, Any]]:
 _OTHERS = ("optimal_threshold", "confusion_matrix", "accuracy_confusion")
 
 
+_ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))
+_REALISED = (("fpr", "true_fpr"), ("tpr", "tpr"))
+
+
 def _attack_columns(attack: Mapping[str, Any]) -> dict[str, Any]:
     evaluation = attack["evaluation"]
     row: dict[str, Any] = {"attack": attack["name"], "status": attack["status"], "reason": attack["reason"]}
@@ -200,7 +204,20 @@ def _attack_columns(attack: Mapping[str, Any]) -> dict[str, Any]:
     row |= {name: _cell(evaluation[name]) for name in _OTHERS}
     for point in (*evaluation["operating_points"], evaluation["tpr_at_zero_fp"]):
         name, tpr = f"tpr_at_fpr_{point['fpr']:g}", point["tpr"] if point["supported"] else None
-        row |= {f"{name}{end}": tpr and tpr[key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
+        row |= {f"{name}{end}": tpr and tpr[key] for end, key in _ENDS}
+    return row | _calibrated_columns(attack.get("calibrated") or {})
+
+
+def _calibrated_columns(calibrated: Mapping[str, Any]) -> dict[str, Any]:
+    """What thresholds from reference models do: the realised rates, and how often an accusation is right by prior."""
+    row: dict[str, Any] = {}
+    for point in calibrated.get("points", []):
+        if point["supported"]:
+            figures = {f"calibrated_{name}_at_{point['fpr']:g}": point[key] for name, key in _REALISED}
+            row |= {f"{name}{end}": v[key] for name, v in figures.items() for end, key in _ENDS}
+    for value in calibrated.get("ppv", []):
+        name = f"calibrated_ppv_at_{value['fpr']:g}_prior_{value['prior']:g}"
+        row |= {f"{name}{end}": value["ppv"][key] for end, key in _ENDS}
     return row
 
 
@@ -232,6 +249,8 @@ def _fill(audit: Audit, folder: Path, name: str) -> None:
 
 def _scores(audit: Audit) -> bytes:
     columns = {"index": audit.index, "class": audit.label, "member": audit.member.astype(np.int64), **audit.scores}
+    if audit.risk is not None:
+        columns |= audit.risk.columns()
     return _packed({name: column.tolist() for name, column in columns.items()})
 
 

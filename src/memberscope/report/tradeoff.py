@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (8.6, 5.6)
+ADAPTIVE = "Attackers are adaptive: their reference models are trained with the row's own defense."
 _OFFSETS = ((7, 5), (7, -11), (-7, 5), (-7, -11), (7, 17), (7, -23), (-7, 17), (-7, -23), (7, 29), (7, -35))
 _CHARACTER = (5.0, 10.0)
 
 
-def tradeoff(path: Path, points: Sequence[Point], fpr: float | None, *, title: str, of_whom: str) -> None:
+def tradeoff(
+    path: Path, points: Sequence[Point], fpr: float | None, *, title: str, of_whom: str, about: str = ADAPTIVE
+) -> None:
     """Draw test accuracy against leakage, with intervals, and the rows that no other row beats joined by a line.
 
     Parameters
@@ -33,6 +36,8 @@ def tradeoff(path: Path, points: Sequence[Point], fpr: float | None, *, title: s
         What the figure shows.
     of_whom
         Whose records leak: "members", "canaries".
+    about
+        Who attacked, a sentence below the figure.
     """
     with drawing(path, SIZE, title) as axes:
         if not points or fpr is None:
@@ -74,7 +79,7 @@ def tradeoff(path: Path, points: Sequence[Point], fpr: float | None, *, title: s
         caption(
             axes,
             f"Down and to the right is better. The line joins rows that no other row beats in both; {_bars(points)}",
-            "Attackers are adaptive: their reference models are trained with the row's own defense.",
+            about,
         )
 
 

@@ -89,6 +89,8 @@ class State:
         The optimiser's tensors by parameter number and name.
     history
         A record an epoch.
+    extra
+        What a defense learnt beside the model.
     best
         Early stopping: the best state dict so far, its validation loss and its epoch.
     """
@@ -97,6 +99,7 @@ class State:
     model: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
     history: list[dict[str, Any]] = field(default_factory=list)
+    extra: dict[str, Tensor] = field(default_factory=dict)
     best: tuple[dict[str, Tensor], float, int] | None = None
 
 
@@ -107,6 +110,7 @@ def write(path: Path, state: State, key_: Key) -> None:
     tensors = {f"model/{name}": value for name, value in state.model.items()}
     for number, values in state.optimizer.items():
         tensors |= {f"optimizer/{number}/{name}": value for name, value in values.items()}
+    tensors |= {f"extra/{name}": value for name, value in state.extra.items()}
     about: dict[str, Any] = {"epoch": state.epoch, "history": state.history, "best": None}
     if state.best is not None:
         weights, loss, epoch = state.best
@@ -156,7 +160,9 @@ def read(path: Path, key_: Key) -> State | None:
         number, _, entry = name.partition("/")
         optimizer.setdefault(int(number), {})[entry] = value
     best = (_under("best/", tensors), *about["best"]) if about["best"] is not None else None
-    return State(about["epoch"], _under("model/", tensors), optimizer, about["history"], best)
+    return State(
+        about["epoch"], _under("model/", tensors), optimizer, about["history"], _under("extra/", tensors), best
+    )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
 
-from memberscope.defenses.base import DataDefense, LossDefense
+from memberscope.defenses.base import Attached, DataDefense, LossDefense
 from memberscope.defenses.registry import in_force
 from memberscope.training.recipe import Recipe
 
@@ -36,6 +37,25 @@ class Objective:
         self._taught, self._temperature = taught, temperature
         self._data = [d for d in defenses if isinstance(d, DataDefense)]
         self._loss = next((d for d in defenses if isinstance(d, LossDefense)), None)
+
+    def attach(self, attached: Attached) -> None:
+        """The training begins: what a loss needs of it."""
+        if self._loss is not None:
+            self._loss.attach(attached)
+
+    def epoch(self, rng: np.random.Generator) -> None:
+        """An epoch begins: what a loss draws is drawn by this generator."""
+        if self._loss is not None:
+            self._loss.epoch(rng)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the loss learnt so far."""
+        return {} if self._loss is None else self._loss.state()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        if self._loss is not None and state:
+            self._loss.load(state)
 
     def batch(self, x: Tensor, labels: Tensor, index: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Give the batch that is trained on: records, and their targets.

@@ -45,6 +45,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "relaxloss_upper": (_POSITIVE, 1 + 1e-12),
     "hamp": (0, 1),
     "hamp_regularisation": (0, math.inf),
+    "selena": (0, math.inf),
+    "selena_left_out": (1, math.inf),
+    "dmp": (0, math.inf),
+    "adversarial": (0, math.inf),
     "round_answers": (0, 16),
     "top_answers": (0, math.inf),
     "dp_epsilon": (_POSITIVE, math.inf),
@@ -55,7 +59,17 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _OPTIONAL = ("learning_rate", "dp_epsilon", "dp_noise")
 """Settings that may be left unset."""
-_WHOLE = ("epochs", "batch_size", "warmup_epochs", "early_stopping", "dp_microbatch", "round_answers", "top_answers")
+_WHOLE = (
+    "epochs",
+    "batch_size",
+    "warmup_epochs",
+    "early_stopping",
+    "dp_microbatch",
+    "selena",
+    "selena_left_out",
+    "round_answers",
+    "top_answers",
+)
 _SWITCHES = ("nesterov", "hamp_output", "label_only")
 OF_ANSWERS: tuple[str, ...] = ("hamp_output", "round_answers", "top_answers", "label_only")
 """Settings that change what a model answers and not how it is trained: they do not enter the digest."""
@@ -72,6 +86,10 @@ SINCE_FIRST: tuple[str, ...] = (
     "dp_clip",
     "dp_microbatch",
     *OF_ANSWERS,
+    "selena",
+    "selena_left_out",
+    "dmp",
+    "adversarial",
     "defenses",
 )
 """Settings that came later. They are written, and hashed, where they are not at their default: models and banks of
@@ -140,6 +158,14 @@ class Recipe:
         Largest norm of a record's gradient in DP-SGD.
     dp_microbatch
         Records whose gradients are computed at once in DP-SGD: memory grows with it, batch_size does not.
+    selena
+        SELENA: sub-models that teach the members they were not trained on; 0: off, 25 in the paper.
+    selena_left_out
+        SELENA: sub-models that each member is left out by.
+    dmp
+        DMP: temperature of a teacher whose answers to validation records the model is trained on; 0: off.
+    adversarial
+        Adversarial regularisation: weight of the inference model's gain in the loss; 0: off, 6 in its authors' code.
     round_answers
         Answer probabilities with this many digits; 0: all.
     top_answers
@@ -183,6 +209,10 @@ class Recipe:
     dp_delta: float = 1e-5
     dp_clip: float = 1.0
     dp_microbatch: int = 128
+    selena: int = 0
+    selena_left_out: int = 10
+    dmp: float = 0.0
+    adversarial: float = 0.0
     round_answers: int = 0
     top_answers: int = 0
     label_only: bool = False

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from memberscope.defenses.base import GradientDefense, Lesson, LossDefense, Procedure
+from memberscope.defenses.base import Attached, GradientDefense, Lesson
 from memberscope.defenses.dp_sgd import DpSgd
 from memberscope.defenses.registry import in_force, procedure, trainings
-from memberscope.errors import ConfigError, DataError, ModelError
+from memberscope.errors import ModelError
 from memberscope.training import checkpoint as checkpoints
 from memberscope.training.batches import Draws, Records, draw, fixed, measure
+from memberscope.training.fit_checks import check_defenses, check_records, lesson_of
 from memberscope.training.hardware import cpu_threads, keep_freed_memory, resolve_device, resolve_precision
 from memberscope.training.model_files import load, save, wrap
 from memberscope.training.models import build_for
@@ -38,7 +39,7 @@ CHECKPOINT_SECONDS = 5.0
 _NOTICE_SECONDS = 0.1
 _EVALUATION_BATCH = 250
 # One generator a purpose; the order is part of every result.
-_PURPOSES = ("initialisation", "batching", "augmentation", "dropout", "watching", "mixing", "noise")
+_PURPOSES = ("initialisation", "batching", "augmentation", "dropout", "watching", "mixing", "noise", "reference")
 
 
 def fit(
@@ -72,8 +73,7 @@ def fit(
     validation
         bool [N]: watched, and used by defenses that need records of nobody; else never trained on.
     soft_targets
-        float [N, classes]: probabilities that the members are taught instead of their classes (distillation); the
-        history and its accuracies still go by y. Rows of other records are not read.
+        float [N, classes]: what the members are taught instead of their classes (distillation); the history goes by y.
     n_classes
         Number of classes.
     seed
@@ -81,7 +81,7 @@ def fit(
     device
         auto, cpu, cuda, cuda:1, mps.
     progress
-        Hears of steps and epochs.
+        Hears of it.
     checkpoint
         File for the state of the training, written after an epoch when the last one is some seconds old.
     resume
@@ -99,10 +99,10 @@ def fit(
     ModelError
         The model cannot be made or does not fit the data; the training diverged; the checkpoint is another training's.
     KeyboardInterrupt
-        Interrupted: its text says how to go on.
+        Its text says how to go on.
     """
-    _check(recipe, x, member, validation)
-    lesson = None if soft_targets is None else _lesson(recipe, member, soft_targets, n_classes)
+    check_records(recipe, x, member, validation)
+    lesson = None if soft_targets is None else lesson_of(recipe, member, soft_targets, n_classes)
     where = resolve_device(device)
     if where.type == "cpu":
         keep_freed_memory()
@@ -115,11 +115,12 @@ def fit(
         stage: str = "",
         lesson: Lesson | None = None,
     ) -> TrainedModel:
-        training = _Training(recipe, x, y, records, validation, n_classes, seed, where, lesson)
+        # What the model is trained on cannot be watched.
+        watched = None if validation is None or (validation & records).any() else validation
+        training = _Training(recipe, x, y, records, watched, n_classes, seed, where, lesson)
         if checkpoint is not None:
-            key = checkpoints.key(training.recipe, seed, x, y, records, validation, where, lesson)
-            if training.gradient is not None:
-                key.settings.update(training.gradient.about())
+            key = checkpoints.key(training.recipe, seed, x, y, records, watched, where, lesson)
+            key.settings.update(training.gradient.about() if training.gradient is not None else {})
             training.keep(stage_path(checkpoint, stage) if stage else checkpoint, key, resume=resume)
         try:
             training.run(progress)
@@ -155,6 +156,7 @@ class _Training:
         device: torch.device,
         lesson: Lesson | None = None,
     ) -> None:
+        check_defenses(recipe, validation, lesson)
         self.seed, self.device, self.n_classes = seed, device, n_classes
         self.input_shape: tuple[int, ...] = x.shape[1:]
         torch.manual_seed(self._seed("initialisation"))
@@ -175,6 +177,7 @@ class _Training:
         if len(self.members) > WATCHED_MEMBERS:
             self.watched = np.sort(self._generator("watching").permutation(len(self.members))[:WATCHED_MEMBERS])
         self.validation = None if validation is None else self._resident(x, y, validation)
+        self.objective.attach(Attached(n_classes, device, self._seed("reference"), self._of_nobody))
         self.state = checkpoints.State(epoch=0, model={}, optimizer={})
         self.seconds = 0.0
         self.trained_records = 0
@@ -190,6 +193,7 @@ class _Training:
         self.state = state
         self._written = (time.monotonic(), state.epoch)
         self.module.load_state_dict(state.model)
+        self.objective.load(state.extra)
         for number, parameter in enumerate(self._parameters()):
             # In the layout of the parameter: fused optimisers walk through both memories side by side.
             self.optimizer.state[parameter] = {
@@ -264,6 +268,7 @@ class _Training:
             poisson=self.gradient is not None and self.gradient.poisson,
         )
         mixing = self._generator("mixing", epoch)
+        self.objective.epoch(self._generator("reference", epoch))
         noise = None if self.gradient is None else torch.Generator(self.device).manual_seed(self._seed("noise", epoch))
         self.module.train()
         started = noticed = time.perf_counter()
@@ -322,6 +327,14 @@ class _Training:
             logits: Tensor = self.module(batch)
         return logits.float()
 
+    def _of_nobody(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Logits and one-hot classes of n random validation records, for a defense that needs records of nobody."""
+        assert self.validation is not None, "fit() asks for them"
+        records, labels = self.validation
+        index = rng.integers(len(records), size=n)
+        truth = labels[torch.from_numpy(index).to(self.device)]
+        return self._answers(records.batch(index)), nn.functional.one_hot(truth, self.n_classes).float()
+
     def _record(self, epoch: int) -> dict[str, Any]:
         train_loss, train_acc = self._evaluate(self.members, self.labels, self.watched)
         record = {"epoch": epoch, "train_loss": train_loss, "train_acc": train_acc, "val_loss": None, "val_acc": None}
@@ -356,6 +369,7 @@ class _Training:
         if self._checkpoint is None or (not now and time.monotonic() - self._written[0] < CHECKPOINT_SECONDS):
             return
         self.state.model = plain_state(self.module)
+        self.state.extra = self.objective.state()
         self.state.optimizer = {
             number: {k: v for k, v in self.optimizer.state.get(p, {}).items() if isinstance(v, Tensor)}
             for number, p in enumerate(self._parameters())
@@ -386,45 +400,3 @@ class _Training:
 
     def _seed(self, purpose: str, epoch: int = 0) -> int:
         return int(self._sequence(purpose, epoch).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _check(recipe: Recipe, x: NDArray[Any], member: NDArray[np.bool_], validation: NDArray[np.bool_] | None) -> None:
-    for name, mask in (("member", member), ("validation", validation)):
-        if mask is not None and (mask.dtype != np.bool_ or mask.shape != (len(x),)):
-            raise DataError(f"{name} is {mask.dtype} {list(mask.shape)}, expected bool [{len(x)}], one entry a record")
-    if not member.any():
-        raise DataError("no record is a member", "there is nothing to train on")
-    if validation is not None and not validation.any():
-        raise DataError("no record is a validation record", "give validation=None to train without any")
-    if validation is not None and (member & validation).any():
-        both = int((member & validation).sum())
-        raise DataError(f"{both:,} records are members and validation records", "validation records must be set apart")
-    if recipe.needs_validation and validation is None:
-        raise ConfigError(
-            f"{recipe.needs_validation} needs validation records", "set some apart (--validation-fraction)"
-        )
-    only_images = next((d.name for d in in_force(recipe) if d.images), None)
-    if only_images and x.ndim != 4:
-        raise ConfigError(f"{only_images} is for images, the records are feature rows", "leave it out")
-    if recipe.augmentation and x.ndim != 4:
-        raise ConfigError(
-            f"augmentation = {list(recipe.augmentation)} is for images, the records are feature rows", "leave it out"
-        )
-
-
-def _lesson(recipe: Recipe, member: NDArray[np.bool_], soft_targets: NDArray[np.floating], n_classes: int) -> Lesson:
-    """The soft targets that a caller gives, checked."""
-    if soft_targets.shape != (len(member), n_classes):
-        raise DataError(
-            f"soft targets have shape {list(soft_targets.shape)}, expected [{len(member)}, {n_classes}]",
-            "a row a record of the pool, a column a class",
-        )
-    taught = soft_targets[member].astype(np.float64)
-    if not np.isfinite(taught).all() or (taught < 0).any() or not np.allclose(taught.sum(axis=1), 1, atol=1e-3):
-        raise DataError("soft targets of members are no probabilities", "each row of a member is >= 0 and sums to 1")
-    for defense in in_force(recipe):
-        if isinstance(defense, Procedure) or (isinstance(defense, LossDefense) and not defense.soft_targets):
-            raise ConfigError(
-                f"{defense.name} and soft targets do not go together", "train on them by a recipe without it"
-            )
-    return Lesson(member, np.ascontiguousarray(soft_targets, np.float32))

@@ -1,0 +1,249 @@
+"""What does Flower cost? Seconds a round, start-up and memory of federations in process, beside a bare loop and Ray.
+
+SimpleCNN on 32x32 colour images, FedAvg. The bare loop makes the same training calls and averages the weights in place;
+no Flower, no messages, nothing on disk. Loop and engine take turns, one thread each; medians over the turns, with the
+smallest and largest. Then the tape's own cost, 1,000 clients with 100 a round in a process of their own, and (with
+--ray PYTHON, an interpreter that has flwr[simulation] and this package's dependencies) Flower's simulation on Ray.
+
+Random images: speed does not depend on what is on them. About two minutes on two free cores.
+Usage: python benchmarks/federation.py [--clients 10] [--records 500] [--rounds 4] [--turns 5] [--ray PYTHON]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from memberscope.records.pool import Dataset
+
+OF_NOBODY = 500
+
+
+def images(members: int) -> Dataset:
+    rng = np.random.default_rng(0)
+    n = members + OF_NOBODY
+    x = rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
+    return Dataset("random-images", x, rng.integers(0, 10, n), tuple("0123456789"), np.arange(n) < members, "", True)
+
+
+def config(clients: int, rounds: int, **more):
+    from memberscope.federated.config import FederationConfig
+    from memberscope.training.recipe import Recipe
+
+    settings = {"record": "nothing", "held_fraction": 0.0, "threads": 1, "device": "cpu", **more}
+    return FederationConfig(
+        dataset="random-images", clients=clients, rounds=rounds, recipe=Recipe(batch_size=64), **settings
+    )
+
+
+def bare_loop(local, design, rounds: int) -> float:
+    """Seconds a round of the training calls alone, with a running weighted mean."""
+    state = local.state()
+    start = time.perf_counter()
+    for round_ in range(1, rounds + 1):
+        total, weight = None, 0
+        for client in range(design.n_clients):
+            trained, outcome = local.train(state, client, first_epoch=round_, epochs=1)
+            weight += outcome.examples
+            if total is None:
+                total = {name: value * outcome.examples for name, value in trained.items()}
+            else:
+                for name, value in trained.items():
+                    total[name].add_(value, alpha=outcome.examples)
+        state = {name: value / weight for name, value in total.items()}
+        local.watch(state)
+    return (time.perf_counter() - start) / rounds
+
+
+def engine(site, design, rounds: int, *, taped: bool = False) -> tuple[float, float]:
+    """Seconds a round in process on Flower, each round left on disk; and megabytes a round of the tape."""
+    from memberscope.events import Events
+    from memberscope.federated import apps
+    from memberscope.federated.engine import run_in_process
+    from memberscope.federated.federation import quiet_flower
+    from memberscope.federated.tap import watch
+
+    with tempfile.TemporaryDirectory() as folder, quiet_flower():
+        tape = Path(folder) / "transcript"
+        prepare = (lambda strategy: watch(strategy, tape)) if taped else (lambda strategy: strategy)
+        server = apps.server_app(site, Path(folder), events=Events(), prepare=prepare)
+        start = time.perf_counter()
+        run_in_process(server, apps.client_app(site), n_clients=design.n_clients)
+        seconds = (time.perf_counter() - start) / rounds
+        size = sum(file.stat().st_size for file in tape.rglob("*") if file.is_file()) if taped else 0
+    return seconds, size / rounds / 1e6
+
+
+def compare(clients: int, records: int, rounds: int, turns: int) -> None:
+    from memberscope.federated import apps
+    from memberscope.federated.federation import plan
+
+    settings = config(clients, rounds)
+    dataset = images(clients * records)
+    design = plan(settings, dataset)
+    site = apps.Site(settings, lambda: dataset, lambda _: design, resident=True)
+    bare_loop(site.local, design, 1)
+    times: dict[str, list[float]] = {"bare loop": [], "in process": [], "in process, taped": []}
+    size = 0.0
+    for turn in range(turns):
+        order = list(times) if turn % 2 == 0 else list(times)[::-1]
+        for name in order:
+            if name == "bare loop":
+                times[name].append(bare_loop(site.local, design, rounds))
+            else:
+                seconds, size_ = engine(site, design, rounds, taped="taped" in name)
+                size = max(size, size_)
+                times[name].append(seconds)
+    print(f"{clients} clients of {records} records, 1 local epoch, {turns} turns of {rounds} rounds, one thread:")
+    for name, values in times.items():
+        ratio = statistics.median(v / b for v, b in zip(values, times["bare loop"], strict=True))
+        print(
+            f"  {name:18} {statistics.median(values):6.2f} s a round "
+            f"({min(values):.2f} to {max(values):.2f}), {ratio:.3f} times the loop of the same turn"
+        )
+    print(f"  the tape keeps {size:.1f} MB a round (float32, {clients} replies)")
+
+
+def many() -> None:
+    """In a process of its own: 1,000 clients, 100 a round."""
+    from memberscope.events import Events
+    from memberscope.federated.federation import federate
+
+    peaks = []
+
+    class Watch(Events):
+        def federation_round(self, record, rounds, left):
+            peaks.append((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, record["seconds"]))
+
+    dataset = images(50_000)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = config(1000, 6, fraction=0.1)
+        start = time.perf_counter()
+        federate(settings, dataset=dataset, folder=Path(folder) / "run", events=Watch())
+        total = time.perf_counter() - start
+    print(json.dumps({"peaks": peaks, "total": total}))
+
+
+def start_up() -> None:
+    """In a process of its own: from nothing to the first reply of a federation."""
+    start = time.perf_counter()
+    from memberscope.events import Events
+    from memberscope.federated.federation import federate
+
+    class Watch(Events):
+        def federation_round(self, record, rounds, left):
+            print(json.dumps({"seconds": time.perf_counter() - start - record["seconds"]}))
+
+    with tempfile.TemporaryDirectory() as folder:
+        federate(config(10, 1), dataset=images(1000), folder=Path(folder) / "run", events=Watch())
+
+
+def own_process(name: str, python: str = sys.executable, **more: str) -> dict:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
+    done = subprocess.run(
+        [python, __file__, "--only", name], capture_output=True, text=True, check=False, env=environment
+    )
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
+    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+
+
+def ray() -> None:
+    """In a process of its own: the same training calls as a ClientApp on Flower's Ray simulation."""
+    from flwr.app import ArrayRecord, MetricRecord
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.simulation import run_simulation
+
+    from memberscope.federated import apps
+    from memberscope.federated.federation import plan
+    from memberscope.federated.packing import pack, unpack
+
+    clients, records, rounds = (int(os.environ[k]) for k in ("CLIENTS", "RECORDS", "ROUNDS"))
+    settings = config(clients, rounds)
+    sites: list[apps.Site] = []
+
+    def site() -> apps.Site:
+        if not sites:
+            dataset = images(clients * records)
+            sites.append(apps.Site(settings, lambda: dataset, lambda pool: plan(settings, pool), resident=False))
+        return sites[0]
+
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        from flwr.app import Message, RecordDict
+
+        local = site().local  # once in each actor
+        round_, client = int(message.content["config"]["server-round"]), int(context.node_config["partition-id"])
+        state, outcome = local.train(unpack(message.content["arrays"]), client, first_epoch=round_, epochs=1)
+        metrics = MetricRecord({"num-examples": outcome.examples})
+        return Message(RecordDict({"arrays": pack(state, resident=False), "metrics": metrics}), reply_to=message)
+
+    marks: list[float] = []
+    server = ServerApp()
+
+    @server.main()
+    def main(grid, context):
+        local = site().local
+        strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=clients)
+
+        def watch(round_: int, arrays: ArrayRecord) -> None:
+            local.watch(unpack(arrays))
+            marks.append(time.perf_counter())
+
+        marks.append(time.perf_counter())
+        strategy.start(
+            grid=grid, initial_arrays=pack(local.state(), resident=False), num_rounds=rounds, evaluate_fn=watch
+        )
+
+    begun = time.perf_counter()
+    actors = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(server, app, clients, backend_config=actors)
+    steady = [b - a for a, b in itertools.pairwise(marks[2:])]
+    print(json.dumps({"round": statistics.median(steady), "first": marks[2] - begun}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("--clients", 10), ("--records", 500), ("--rounds", 4), ("--turns", 5)):
+        parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--ray", help="Python of an environment with flwr[simulation]")
+    parser.add_argument("--only", choices=("many", "start_up", "ray"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only:
+        {"many": many, "start_up": start_up, "ray": ray}[given.only]()
+        return
+    compare(given.clients, given.records, given.rounds, given.turns)
+    print(f"start-up, imports and all: {own_process('start_up')['seconds']:.1f} s until the first round")
+    told = own_process("many")
+    peaks = [peak for peak, _ in told["peaks"]]
+    seconds = statistics.median(second for _, second in told["peaks"])
+    print(
+        f"1,000 clients of 50 records, 100 a round: {seconds:.2f} s a round; peak memory {peaks[0]:.0f} MB after the "
+        f"first round, {peaks[-1]:.0f} MB after {len(peaks)}"
+    )
+    if given.ray:
+        size = {"CLIENTS": str(given.clients), "RECORDS": str(given.records), "ROUNDS": str(given.rounds)}
+        told = own_process("ray", given.ray, **size)
+        print(
+            f"Flower's simulation on Ray (one CPU an actor): {told['round']:.2f} s a round after the first, "
+            f"{told['first']:.1f} s until the first has ended"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""A study of federations: accuracy against leakage for each defense, from every seat; it runs what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from memberscope.config import default_output_dir
+from memberscope.errors import MemberscopeError
+from memberscope.events import Events
+from memberscope.federated.config import FederationConfig, from_settings
+from memberscope.files import write_text
+from memberscope.study_config import WHERE, Cell, StudyConfig, read_study_as
+from memberscope.study_table import Point, mark_front, mean_of, tpr_of
+
+AUDIT_SETTINGS = ("records", "population", "every")
+"""Settings of the audits of a study, beside those of the federations: see `federated.audit.Asked`."""
+_NOT_WHERE = ("models_dir", "workers")
+_ATTACKER = (
+    "The attacker is the best of the seat's attacks, on each client's own records; none trains reference models."
+)
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FederationCell(Cell):
+    """One federation of a study, and its audit."""
+
+    def federation(self, where: Mapping[str, Any]) -> FederationConfig:
+        """The federation's settings."""
+        own = {k: v for k, v in self.settings.items() if k not in AUDIT_SETTINGS}
+        return from_settings({**own, **where})
+
+    def asked(self) -> dict[str, Any]:
+        """What its audit asks."""
+        chosen = {k: v for k, v in self.settings.items() if k in AUDIT_SETTINGS}
+        return {**chosen, "seed": self.settings.get("seed", 0)}
+
+    def check(self) -> None:
+        """Refuse settings that no federation can have."""
+        self.federation({})
+
+
+@dataclass(frozen=True)
+class FederationStudy(StudyConfig):
+    """A grid of federations: every row at every point of the axes. Settings are those of `FederationConfig`."""
+
+    kind_of_cell: ClassVar[type[Cell]] = FederationCell
+
+
+def read_study(path: Path) -> FederationStudy:
+    """Read a study of federations from a TOML file: name, fpr, [base], [rows.NAME], [axes]."""
+    return read_study_as(path, FederationStudy)
+
+
+def run(config: FederationStudy, where: Mapping[str, Any] | None = None, *, events: Events | None = None) -> list[Line]:
+    """Train and audit the federations that are missing, and write the tables and pictures after each.
+
+    A killed study goes on with the same command: a federation after its last round, an audit from its features.
+
+    Parameters
+    ----------
+    config
+        The study.
+    where
+        Settings that say where the work is done: data_dir, out, device, threads.
+    events
+        Listens to progress.
+
+    Returns
+    -------
+    A line for each federation and seat.
+    """
+    events, where = events or Events(), {k: v for k, v in (where or {}).items() if k not in _NOT_WHERE}
+    out = where.pop("out", None)
+    folder = (default_output_dir() if out is None else Path(out)) / config.name
+    cells = [cell for cell in config.cells() if isinstance(cell, FederationCell)]
+    failures: dict[str, str] = {}
+    for number, cell in enumerate(cells, start=1):
+        path = folder / "cells" / cell.key
+        if (path / "audit" / "results.json").is_file():
+            continue
+        events.stage(f"Federation {number} of {len(cells)}: {cell}")
+        try:
+            _one(cell, path, where, events)
+        except MemberscopeError as error:
+            failures[cell.key] = error.problem
+            events.note(f"Federation {number} of {len(cells)} ({cell}) failed: {error}")
+        write_tables(config, folder, failures)
+    return write_tables(config, folder, failures)
+
+
+def _one(cell: FederationCell, path: Path, where: Mapping[str, Any], events: Events) -> None:
+    from memberscope.federated.audit import Asked, audit_federation
+    from memberscope.federated.federation import SUMMARY, federate
+
+    run_folder = path / "run"
+    if not (run_folder / SUMMARY).is_file():
+        federate(cell.federation(where), events=events, folder=run_folder, resume=(run_folder / "rounds").is_dir())
+    audit = audit_federation(run_folder, Asked(**cell.asked()), events=events)
+    audit.save(path / "audit")
+
+
+def lines_of(config: FederationStudy, folder: Path, failures: Mapping[str, str] | None = None) -> list[Line]:
+    """A line for each federation and seat: accuracy, and what the seat's best attack achieves, with intervals."""
+    lines: list[Line] = []
+    for cell in config.cells():
+        path = folder / "cells" / cell.key
+        start: Line = {"row": cell.row, **cell.axes}
+        if not (path / "audit" / "results.json").is_file():
+            reason = (failures or {}).get(cell.key, "")
+            lines.append({**start, "seat": None, "status": "failed" if reason else "missing", "reason": reason})
+            continue
+        document = json.loads((path / "audit" / "results.json").read_bytes())
+        summary = json.loads((path / "run" / "federation.json").read_bytes())
+        lines += [{**start, **line, "run": f"cells/{cell.key}"} for line in _seats(document, summary)]
+    return lines
+
+
+def _seats(document: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Line]:
+    from memberscope.statistics.intervals import clopper_pearson
+
+    n = summary["records"]["of_nobody"]
+    accuracy = summary["accuracy"]["of_nobody"]
+    low, high = clopper_pearson(accuracy * n, n) if accuracy is not None else (None, None)
+    privacy = {
+        "epsilon_of_a_record": (summary["record_privacy"] or {}).get("epsilon"),
+        "epsilon_of_a_client": (summary["privacy"] or {}).get("epsilon"),
+    }
+    by_name = {attack["name"]: attack for attack in document["attacks"]}
+    lines: list[Line] = []
+    for row in document["ladder"]:
+        line: Line = {"seat": row["adversary"], "status": row["status"], "reason": row.get("reason") or ""}
+        line |= {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, **privacy}
+        if row["status"] == "measured":
+            line |= {"attack": row["attack"], "auc_attack": row["auc_attack"], **_three("auc", row["auc"])}
+            line["lowest_fpr"] = None if row["tpr"] is None else row["tpr"]["fpr"]
+            line |= _three("tpr_at_lowest", None if row["tpr"] is None else row["tpr"]["estimate"])
+            evaluation = by_name[row["attack"]]["evaluation"] if row["attack"] in by_name else None
+            for fpr in (0.1, 0.01, 0.001):
+                line |= _three(f"tpr_at_{fpr:g}", None if evaluation is None else tpr_of(evaluation, fpr))
+        lines.append(line)
+    return lines
+
+
+def points_of(lines: Sequence[Line], axes: Sequence[str], seat: str, fpr: float) -> list[Point]:
+    """The rows of a seat's picture: accuracy and the true-positive rate at `fpr`, means over seeds."""
+    grouped: dict[str, list[Line]] = {}
+    for line in lines:
+        if line["seat"] == seat and line.get(f"tpr_at_{fpr:g}") is not None:
+            name = ", ".join([line["row"], *(f"{a} {line[a]}" for a in axes if a != "seed")])
+            grouped.setdefault(name, []).append(line)
+    points = []
+    for name, group in grouped.items():
+        found = [[_ends(line, key) for line in group] for key in ("accuracy", f"tpr_at_{fpr:g}")]
+        points.append(Point(name, mean_of(found[0]), mean_of(found[1]), len(group)))
+    return mark_front(points)
+
+
+def write_tables(config: FederationStudy, folder: Path, failures: Mapping[str, str]) -> list[Line]:
+    """Write ``study.csv``, ``study.md`` and a picture for each seat, each whole or not at all."""
+    from memberscope.report.run_folder import csv_text
+    from memberscope.report.tradeoff import tradeoff
+
+    lines = lines_of(config, folder, failures)
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    write_text(folder / "study.csv", csv_text([{key: line.get(key) for key in columns} for line in lines]))
+    write_text(folder / "study.md", markdown(config, lines))
+    for seat in _measured_seats(lines):
+        name = "".join(c if c.isalnum() else "_" for c in seat)
+        points = points_of(lines, tuple(config.axes), seat, _rate(lines, seat, config.fpr))
+        title = f"What protection costs, and what it buys: {seat}"
+        picture = folder / f"tradeoff_{name}.png"
+        fpr = _rate(lines, seat, config.fpr)
+        tradeoff(picture, points, fpr, title=title, of_whom="members", about=_ATTACKER)
+    return lines
+
+
+def markdown(config: FederationStudy, lines: Sequence[Line]) -> str:
+    """The table for people: a line for each federation and seat, with intervals."""
+    axes = tuple(config.axes)
+    header = ["defense", *axes, "accuracy", "seat", "attack", "AUC", "TPR at the lowest FPR", "epsilon"]
+    rows, left_out = [], []
+    for line in lines:
+        start = [line["row"], *(str(line[a]) for a in axes)]
+        if line["status"] != "measured":
+            why = line["reason"] or line["status"]
+            left_out.append(f"{', '.join([*start, *([line['seat']] if line['seat'] else [])])}: {why}.")
+            continue
+        epsilon = [
+            f"{line[key]:.3g} ({unit})"
+            for key, unit in (("epsilon_of_a_record", "record"), ("epsilon_of_a_client", "client"))
+            if line[key] is not None
+        ]
+        rate = "n too small"
+        if line["lowest_fpr"] is not None:
+            rate = f"{_shown(line, 'tpr_at_lowest')} at {100 * line['lowest_fpr']:g} %"
+        rows.append(
+            [
+                *start,
+                _shown(line, "accuracy"),
+                line["seat"],
+                line["attack"],
+                _shown(line, "auc"),
+                rate,
+                ", ".join(epsilon),
+            ]
+        )
+    table = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+    notes = [
+        "Accuracy is the global model's on records of nobody. Members of each client are held against records of its "
+        "own that it did not train on. Intervals are 95 %; those of a seat allow for the choice of its best attack.",
+        *(["", "Not measured:", "", *(f"- {text}" for text in left_out)] if left_out else []),
+    ]
+    return "\n".join([f"# {config.name}", "", *table, "", *notes]) + "\n"
+
+
+def where_of(**given: Any) -> dict[str, Any]:
+    """The settings of where the work is done that were given."""
+    known = {name for name in WHERE if name not in _NOT_WHERE} & {f.name for f in fields(FederationConfig)}
+    return {name: value for name, value in given.items() if name in known and value is not None}
+
+
+def _measured_seats(lines: Sequence[Line]) -> list[str]:
+    return list(dict.fromkeys(line["seat"] for line in lines if line["status"] == "measured"))
+
+
+def _rate(lines: Sequence[Line], seat: str, wanted: float) -> float:
+    """The wanted false-positive rate if all federations of the seat support it, else the next that they do."""
+    there = [line for line in lines if line["seat"] == seat and line["status"] == "measured"]
+    for fpr in (0.001, 0.01, 0.1):
+        if fpr >= wanted and all(line.get(f"tpr_at_{fpr:g}") is not None for line in there):
+            return fpr
+    return 0.1
+
+
+def _three(name: str, estimate: Mapping[str, Any] | None) -> Line:
+    ends = (("", "value"), ("_low", "low"), ("_high", "high"))
+    return {f"{name}{end}": None if not estimate else estimate[key] for end, key in ends}
+
+
+def _ends(line: Line, name: str) -> tuple[float, float, float]:
+    return line[name], line[f"{name}_low"], line[f"{name}_high"]
+
+
+def _shown(line: Line, name: str) -> str:
+    if line.get(name) is None:
+        return "n too small"
+    value, low, high = _ends(line, name)
+    return f"{value:.4f} [{low:.4f}, {high:.4f}]"

@@ -1,0 +1,61 @@
+"""A study of federations: each defense from every seat, run once, gone on with after a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from memberscope.errors import ConfigError
+from memberscope.federated import study
+
+TEXT = """
+name = "tiny"
+fpr = 0.1
+[base]
+dataset = "digits"
+model = "mlp"
+clients = 3
+rounds = 2
+local_epochs = 8
+batch_size = 16
+records = 80
+[rows.none]
+[rows.sums]
+secure_aggregation = true
+[axes]
+seed = [0]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_a_study_has_a_line_for_each_defense_and_seat(file: Path, tmp_path: Path) -> None:
+    config = study.read_study(file)
+    lines = study.run(config, {"out": tmp_path, "device": "cpu"})
+    measured = {(line["row"], line["seat"]) for line in lines if line["status"] == "measured"}
+    assert {("none", "curious server"), ("none", "curious client"), ("sums", "curious client")} <= measured
+    assert ("sums", "curious server") not in measured
+    server = next(line for line in lines if (line["row"], line["seat"]) == ("none", "curious server"))
+    assert 0.5 < server["auc"] <= 1
+    assert server["auc_low"] <= server["auc"] <= server["auc_high"]
+    folder = tmp_path / "tiny"
+    assert (folder / "tradeoff_curious_server.png").is_file()
+    assert "curious server" in (folder / "study.md").read_text()
+    stamps = {p: p.stat().st_mtime_ns for p in folder.glob("cells/*/audit/results.json")}
+    assert len(stamps) == 2
+    assert study.run(config, {"out": tmp_path, "device": "cpu"}) == lines
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("cells/*/audit/results.json")} == stamps
+
+
+def test_settings_of_federations_are_checked_before_any_is_trained(file: Path) -> None:
+    file.write_text(TEXT.replace("secure_aggregation = true", "secure_agregation = true"))
+    with pytest.raises(ConfigError, match=r"audit \(sums, seed 0\): unknown setting 'secure_agregation'"):
+        study.read_study(file)
