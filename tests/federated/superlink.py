@@ -41,7 +41,9 @@ def deployment(folder: Path, nodes: int) -> Iterator[dict[str, str]]:
     def begin(name: str, *arguments: str) -> None:
         command = [str(scripts / arguments[0]), "--insecure", *arguments[1:]]
         with (folder / f"{name}.log").open("wb") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True))
+            processes.append(
+                subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder, start_new_session=True)
+            )
 
     try:
         begin(
