@@ -78,11 +78,10 @@ class Console(Events):
         if not self._quiet:
             self._rich.print(f"  {model}, {clients:,} clients on {records:,} records, {rounds} rounds", markup=False)
 
-    def federation_client(self, round: int, client: int, done: int, expected: int) -> None:
+    def federation_client(self, client: int, done: int, expected: int) -> None:
         """Show how far the round is, on a terminal."""
-        del client
         if not self._quiet and self._rich.is_terminal:
-            self._rich.print(f"  round {round}: {done}/{expected} clients", end="\r", markup=False)
+            self._rich.print(f"  {done}/{expected} clients, the last {client:<6}", end="\r", markup=False)
 
     def federation_round(self, record: Mapping[str, Any], rounds: int, seconds_left: float) -> None:
         """A line for the first, every tenth and the last round (every round on a terminal), and for each failure."""

@@ -35,8 +35,8 @@ class Events:
     def federation(self, *, model: str, clients: int, records: int, rounds: int) -> None:
         """A federation begins, or goes on."""
 
-    def federation_client(self, round: int, client: int, done: int, expected: int) -> None:
-        """In a round `done` of `expected` clients have answered, `client` the last of them."""
+    def federation_client(self, client: int, done: int, expected: int) -> None:
+        """In this round `done` of `expected` clients have answered, `client` the last of them."""
 
     def federation_round(self, record: Mapping[str, Any], rounds: int, seconds_left: float) -> None:
         """A round ended: its record in the history, and the seconds left if rounds go on taking as long."""

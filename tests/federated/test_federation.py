@@ -120,6 +120,20 @@ def test_a_resumed_run_needs_the_same_records(run: Run, digits: Dataset) -> None
         read(trained.folder.parent)
 
 
+def test_progress_is_told_by_client_and_round(digits: Dataset, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    class Listening(Events):
+        def federation_client(self, client: int, done: int, expected: int) -> None:
+            told.append((done, expected))
+
+        def federation_round(self, record: object, rounds: int, seconds_left: float) -> None:
+            told.append((0, rounds))
+
+    federate(settings(rounds=2), dataset=digits, folder=tmp_path / "run", events=Listening())
+    assert told == 2 * [(1, 4), (2, 4), (3, 4), (4, 4), (0, 2)]
+
+
 def test_a_hundred_sampled_clients_of_many(run: Run) -> None:
     trained = run(clients=100, fraction=0.1, rounds=2, held_fraction=0.0)
     assert [len(r["clients"]) for r in trained.history] == [10, 10]

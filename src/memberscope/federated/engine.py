@@ -59,6 +59,8 @@ class InProcessGrid(Grid):
         Client -> more entries of its `context.node_config`; partition-id and num-partitions are there already.
     on_error
         Hears of a client that raised, as (client, exception); default: its traceback goes to Flower's log.
+    on_reply
+        Hears of each answer to `send_and_receive`, as (client, answers so far, answers expected).
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class InProcessGrid(Grid):
         run_config: Mapping[str, Any] | None = None,
         node_configs: Mapping[int, Mapping[str, Any]] | None = None,
         on_error: Callable[[int, Exception], None] | None = None,
+        on_reply: Callable[[int, int, int], None] | None = None,
     ) -> None:
         if n_clients < 1:
             raise ConfigError(f"{n_clients} clients", "a federation has at least one")
-        self._client_app, self._n_clients, self._on_error = client_app, n_clients, on_error
+        self._client_app, self._n_clients = client_app, n_clients
+        self._on_error, self._on_reply = on_error, on_reply
         self._run_config = dict(run_config or {})
         self._node_configs = {k: dict(v) for k, v in (node_configs or {}).items()}
         self._run = Run.create_empty(run_id=RUN_ID)
@@ -126,8 +130,15 @@ class InProcessGrid(Grid):
         A client that took longer than `timeout` seconds is answered for by an error, as its reply would have come too
         late: all clients count as having begun together.
         """
-        with_ids = [(message, self._stamp(message)) for message in messages]
-        return [self._deliver(message, timeout) for message, _ in with_ids]
+        sent = list(messages)
+        for message in sent:
+            self._stamp(message)
+        replies = []
+        for message in sent:
+            replies.append(self._deliver(message, timeout))
+            if self._on_reply is not None:
+                self._on_reply(message.metadata.dst_node_id - FIRST_NODE, len(replies), len(sent))
+        return replies
 
     def context(self, client: int) -> Context:
         """The lasting context of a client."""
@@ -184,6 +195,7 @@ def run_in_process(
     node_configs: Mapping[int, Mapping[str, Any]] | None = None,
     wrap_grid: Callable[[Grid], Grid] | None = None,
     on_error: Callable[[int, Exception], None] | None = None,
+    on_reply: Callable[[int, int, int], None] | None = None,
     seed: int | None = None,
 ) -> Context:
     """Run a ServerApp and a ClientApp to the end, in this process.
@@ -200,8 +212,8 @@ def run_in_process(
         Client -> more entries of its `context.node_config`.
     wrap_grid
         Given the grid, returns the one that the ServerApp gets: the place for a tap on all traffic.
-    on_error
-        Hears of clients that raised.
+    on_error, on_reply
+        Hear of clients that raised, and of answers, as `InProcessGrid` says.
     seed
         Of the choice of clients: strategies take it from the module `random`, whose state is restored afterwards.
 
@@ -211,7 +223,12 @@ def run_in_process(
         Of the server: what the ServerApp left in its state.
     """
     grid: Grid = InProcessGrid(
-        client_app, n_clients, run_config=run_config, node_configs=node_configs, on_error=on_error
+        client_app,
+        n_clients,
+        run_config=run_config,
+        node_configs=node_configs,
+        on_error=on_error,
+        on_reply=on_reply,
     )
     if wrap_grid is not None:
         grid = wrap_grid(grid)

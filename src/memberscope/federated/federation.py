@@ -145,6 +145,7 @@ def federate(
             apps.client_app(site, client_mods),
             n_clients=design.n_clients,
             on_error=lambda client, error: None,  # told with the round, from the reply
+            on_reply=events.federation_client,
         )
     return finish(site, folder, events)
 
