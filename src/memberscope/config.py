@@ -18,9 +18,10 @@ Protocol = Literal["holdout", "random-half"]
 CanaryKind = Literal["mislabelled", "duplicated", "out-of-distribution", "blank"]
 
 _PATHS = ("data_dir", "weights", "membership", "policy", "out", "models_dir", "bank")
-_LISTS = ("attacks", "ignore", "mean", "std", "kind")
-# name: (type, smallest, first value above the range, what is expected)
-_NUMBERS: dict[str, tuple[type, float, float, str]] = {
+_LISTS = ("attacks", "ignore", "mean", "std", "kind", "strategy_options")
+Number = tuple[type, float, float, str]
+"""Type, smallest, first value above the range, and what is expected."""
+_NUMBERS: dict[str, Number] = {
     "validation_fraction": (float, 0, 0.5 + 1e-12, "in [0, 0.5]"),
     "folds": (int, 2, 101, "from 2 to 100"),
     "confidence": (float, 0.5, 1, "in [0.5, 1)"),
@@ -151,15 +152,16 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            object.__setattr__(self, f.name, _coerced(f.name, getattr(self, f.name)))
+            object.__setattr__(self, f.name, coerced(f.name, getattr(self, f.name)))
         if not isinstance(self.dataset, str) or not self.dataset:
             raise ConfigError(f"dataset = {self.dataset!r} is no name", "`memberscope list datasets` shows them all")
         if self.protocol not in get_args(Protocol):
             raise ConfigError(f"protocol = {self.protocol!r} is unknown", f"one of {', '.join(get_args(Protocol))}")
         if not isinstance(self.workers, str) or not self.workers:
             raise ConfigError(f"workers = {self.workers!r}", "auto, or a whole number from 1")
-        for name in _NUMBERS:
-            _check_number(name, getattr(self, name))
+        for name, wanted in _NUMBERS.items():
+            if getattr(self, name) is not None or name not in _OPTIONAL_NUMBERS:
+                check_number(name, getattr(self, name), wanted)
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool | None):
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is neither true nor false")
@@ -228,7 +230,7 @@ class AuditConfig:
         """Flat, JSON-able: the recipe's settings stand beside the others, as the flags do. None is left out."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
         flat = {**own, **self.recipe.to_dict()}
-        return {key: _plain(value) for key, value in flat.items() if value is not None and value != ()}
+        return {key: plain(value) for key, value in flat.items() if value is not None and value != ()}
 
 
 def default_output_dir() -> Path:
@@ -255,7 +257,7 @@ def from_settings(settings: Mapping[str, Any], base: AuditConfig | None = None) 
     recipe = settings.get("recipe") or (base.recipe if base else Recipe())
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"recipe = {recipe!r} is no Recipe", "its settings can be named one by one: epochs=5")
-    changed = {k: _coerced(k, v) for k, v in settings.items() if k in of_recipe}
+    changed = {k: coerced(k, v) for k, v in settings.items() if k in of_recipe}
     recipe = Recipe.from_dict({**recipe.to_dict(), **changed})
     mine = {k: v for k, v in settings.items() if k in own}
     if base is not None:
@@ -271,7 +273,7 @@ def to_toml(settings: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _coerced(name: str, value: Any) -> Any:
+def coerced(name: str, value: Any) -> Any:
     """Python values in the type that the setting has, where they mean the same."""
     if hasattr(value, "tolist"):  # NumPy
         value = value.tolist()
@@ -284,10 +286,15 @@ def _coerced(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check_number(name: str, value: Any) -> None:
-    kind, least, limit, expected = _NUMBERS[name]
-    if value is None and name in _OPTIONAL_NUMBERS:
-        return
+def check_number(name: str, value: Any, wanted: Number) -> None:
+    """Refuse what is no number, or out of range; a whole number does for a fraction.
+
+    Raises
+    ------
+    ConfigError
+        Names the setting, its value and what was expected.
+    """
+    kind, least, limit, expected = wanted
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
         raise ConfigError(
             f"{name} = {value!r} is not a {'whole ' if kind is int else ''}number", f"expected {expected}"
@@ -296,7 +303,8 @@ def _check_number(name: str, value: Any) -> None:
         raise ConfigError(f"{name} = {value!r} is out of range", f"expected {expected}")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A setting as TOML and JSON have it."""
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value

@@ -173,7 +173,7 @@ def test_what_settings_are_refused() -> None:
         ({"central_noise": 1.0}, "go together"),
         ({"late": "never"}, "unknown"),
         ({"clint": 3}, "unknown setting 'clint'"),
-        ({"clients": 2.5}, "no whole number"),
+        ({"clients": 2.5}, "not a whole number"),
     ):
         with pytest.raises(ConfigError, match=told):
             settings(**changes)

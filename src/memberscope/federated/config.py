@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from memberscope.config import default_output_dir
+from memberscope.config import Number, check_number, coerced, default_output_dir, plain
 from memberscope.errors import ConfigError
 from memberscope.training.recipe import Recipe
 
@@ -17,8 +17,7 @@ Late = Literal["dropped", "partial"]
 ClipAt = Literal["server", "client"]
 Precision = Literal["float32", "float16"]
 
-# name: (type, smallest, first value above the range, what is expected)
-_NUMBERS: dict[str, tuple[type, float, float, str]] = {
+_NUMBERS: dict[str, Number] = {
     "clients": (int, 1, math.inf, "at least 1"),
     "rounds": (int, 1, math.inf, "at least 1"),
     "local_epochs": (int, 1, math.inf, "at least 1"),
@@ -45,7 +44,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "late": get_args(Late),
     "clip_at": get_args(ClipAt),
 }
-_PATHS = ("data_dir", "out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +157,15 @@ class FederationConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            object.__setattr__(self, f.name, _coerced(f.name, getattr(self, f.name)))
+            object.__setattr__(self, f.name, coerced(f.name, getattr(self, f.name)))
         if not isinstance(self.dataset, str) or not self.dataset:
             raise ConfigError(f"dataset = {self.dataset!r} is no name", "`memberscope list datasets` shows them all")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is unknown", f"one of {', '.join(choices)}")
-        for name in _NUMBERS:
-            _check_number(name, getattr(self, name))
+        for name, wanted in _NUMBERS.items():
+            if getattr(self, name) is not None or name != "threads":
+                check_number(name, getattr(self, name), wanted)
         for name in ("unverified_data", "secure_aggregation"):
             if not isinstance(getattr(self, name), bool | None):
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is neither true nor false")
@@ -209,7 +208,7 @@ class FederationConfig:
         """Flat, JSON-able: the recipe's settings stand beside the others, as the flags do. None is left out."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
         of_recipe = {k: v for k, v in self.recipe.to_dict().items() if k != "epochs"}
-        return {k: _plain(v) for k, v in {**own, **of_recipe}.items() if v is not None and v not in ((), [])}
+        return {k: plain(v) for k, v in {**own, **of_recipe}.items() if v is not None and v not in ((), [])}
 
 
 def from_settings(settings: Mapping[str, Any]) -> FederationConfig:
@@ -252,27 +251,3 @@ def read(path: Path) -> FederationConfig:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     return from_settings(settings)
-
-
-def _coerced(name: str, value: Any) -> Any:
-    if name in _PATHS and value is not None:
-        return Path(value)
-    if name == "strategy_options" and isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _check_number(name: str, value: Any) -> None:
-    kind, least, limit, expected = _NUMBERS[name]
-    if value is None and name == "threads":
-        return
-    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-        raise ConfigError(f"{name} = {value!r} is no {'whole ' if kind is int else ''}number", f"expected {expected}")
-    if not least <= value < limit:
-        raise ConfigError(f"{name} = {value!r} is out of range", f"expected {expected}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
