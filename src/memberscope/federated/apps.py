@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 
 from memberscope.errors import ConfigError
 from memberscope.events import Events
-from memberscope.federated import strategies
+from memberscope.federated import secure, strategies
 from memberscope.federated.config import FederationConfig
 from memberscope.federated.design import Design
 from memberscope.federated.draws import global_draws
@@ -92,8 +92,9 @@ def client_app(site: Site, client_mods: Sequence[Mod] = ()) -> ClientApp:
     """
     app = ClientApp()
     config = site.config
+    protocol = secure.mods(lambda: list(site.local.state())) if config.secagg_plus else []
 
-    @app.train(mods=[_drawn_from_the_seed(config.seed), *client_mods, *mods(config)])
+    @app.train(mods=[*protocol, _drawn_from_the_seed(config.seed), *client_mods, *mods(config)])
     def train(message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
         settings: Any = message.content[SETTINGS]
@@ -144,6 +145,7 @@ def server_app(
     def main(grid: Grid, context: Context) -> None:
         del context
         check_buffers(site)
+        exchange = secure_exchange(site) if site.config.secagg_plus else None
         strategy = prepare(strategies.make(site.config, site.design.n_clients))
         initial = pack(site.local.state(), resident=site.resident)
         rounds = Rounds(
@@ -153,6 +155,7 @@ def server_app(
             n_clients=site.design.n_clients,
             watch=lambda arrays: site.local.watch(unpack(arrays)),
             events=events,
+            exchange=exchange,
         )
         rounds.run(grid, initial, resume=resume)
 
@@ -174,6 +177,17 @@ def check_buffers(site: Site) -> None:
             "travel with its weights and would be clipped and noised with them",
             "choose a model without batch normalisation (simplecnn, mlp)",
         )
+
+
+def secure_exchange(site: Site) -> secure.SecureExchange:
+    """Flower's SecAgg+ for the rounds of a site, where it can be used."""
+    config, design = site.config, site.design
+    secure.check(
+        config,
+        each_round=strategies.chosen_each_round(config, design.n_clients),
+        has_buffers=site.local.has_buffers,
+    )
+    return secure.SecureExchange(float(max(len(design.trained(k)) for k in range(design.n_clients))))
 
 
 def _drawn_from_the_seed(seed: int) -> Callable[[Message, Context, Callable[[Message, Context], Message]], Message]:

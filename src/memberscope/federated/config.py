@@ -86,7 +86,9 @@ class FederationConfig:
     timeout
         Seconds that the server waits for the replies of a round.
     secure_aggregation
-        The server sees sums of updates and no single one.
+        The server sees sums of updates and no single one: exact, without the protocol's cost.
+    secagg_plus
+        The same by Flower's SecAgg+ itself: keys, shares and masks travel, and weights are rounded to 22 bits.
     record
         What the server's tape keeps: each client's updates, their sums, or nothing.
     record_every
@@ -138,6 +140,7 @@ class FederationConfig:
     late: Late = "dropped"
     timeout: float = 3600.0
     secure_aggregation: bool = False
+    secagg_plus: bool = False
     record: Recorded = "updates"
     record_every: int = 1
     record_precision: Precision = "float32"
@@ -166,7 +169,7 @@ class FederationConfig:
         for name, wanted in _NUMBERS.items():
             if getattr(self, name) is not None or name != "threads":
                 check_number(name, getattr(self, name), wanted)
-        for name in ("unverified_data", "secure_aggregation"):
+        for name in ("unverified_data", "secure_aggregation", "secagg_plus"):
             if not isinstance(getattr(self, name), bool | None):
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is neither true nor false")
         self._check_defenses()
@@ -202,7 +205,8 @@ class FederationConfig:
     @property
     def recorded(self) -> Recorded:
         """What the server can keep: behind secure aggregation it has sums at most."""
-        return "sums" if self.secure_aggregation and self.record == "updates" else self.record
+        behind = self.secure_aggregation or self.secagg_plus
+        return "sums" if behind and self.record == "updates" else self.record
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, JSON-able: the recipe's settings stand beside the others, as the flags do. None is left out."""

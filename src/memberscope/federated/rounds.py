@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from memberscope.federated.config import FederationConfig
 from memberscope.federated.draws import global_draws
 from memberscope.federated.replies import Sifted, client_of, sift
 
+Exchange = Callable[[Grid, Sequence[Message], float], Iterable[Message]]
 _LOOK_SECONDS = 1.0
 _SILENT_ROUNDS = 3
 """So many rounds in a row without one good reply end a federation: something is wrong with all clients."""
@@ -43,6 +44,8 @@ class Rounds:
         Loss and accuracy of a global model on records of nobody.
     events
         Hears of rounds and of clients that failed.
+    exchange
+        How a round's messages are sent and answered; default: as they are.
     """
 
     def __init__(
@@ -54,9 +57,11 @@ class Rounds:
         n_clients: int,
         watch: Callable[[ArrayRecord], tuple[float, float]],
         events: Events,
+        exchange: Exchange | None = None,
     ) -> None:
         self._config, self._strategy, self._folder = config, strategy, folder
         self._n_clients, self._watch, self._events = n_clients, watch, events
+        self._exchange = exchange or _plainly
         self._nodes: dict[int, int] = {}
         self._silent = 0
 
@@ -106,7 +111,7 @@ class Rounds:
     def _round(self, round_: int, arrays: ArrayRecord, grid: Grid) -> tuple[ArrayRecord, Sifted]:
         strategy, timeout = self._strategy, self._config.timeout
         messages = list(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
-        replies = grid.send_and_receive(messages, timeout=timeout)
+        replies = self._exchange(grid, messages, timeout)
         sifted = sift(messages, replies, arrays, timeout)
         aggregated, _ = strategy.aggregate_train(round_, self._shown(sifted))
         if aggregated is None:
@@ -150,6 +155,10 @@ class Rounds:
                 f"no client gave a usable answer in {self._silent} rounds: {'; '.join(reasons[:2])}",
                 f"mend that, then go on with --resume {self._folder}",
             )
+
+
+def _plainly(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterable[Message]:
+    return grid.send_and_receive(messages, timeout=timeout)
 
 
 def _reported(message: Message) -> dict[str, Any]:
