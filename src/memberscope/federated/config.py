@@ -113,6 +113,9 @@ class FederationConfig:
         Share of an update's entries that is sent, the largest; 0: all.
     quantise_bits
         Bits of each entry of an update, rounded at random; 0: all 32.
+    malicious
+        A malicious party: isolate:K (the server cuts client K off), ascent:K (it moves what it sends to client K up the
+        loss of candidate records) or ascent-client:K (client K does so with its reply).
     seed
         One seed for partition, membership, choice of clients, training and noise.
     device
@@ -153,6 +156,7 @@ class FederationConfig:
     local_clip: float = 1.0
     keep_largest: float = 0.0
     quantise_bits: int = 0
+    malicious: str = ""
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -173,6 +177,10 @@ class FederationConfig:
             if not isinstance(getattr(self, name), bool | None):
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is neither true nor false")
         self._check_defenses()
+        if self.malicious:
+            from memberscope.federated.malice import parse
+
+            parse(self.malicious)
         if self.recipe.epochs not in (Recipe().epochs, self.rounds * self.local_epochs):
             raise ConfigError(
                 f"epochs = {self.recipe.epochs} is of a central training",
@@ -212,7 +220,7 @@ class FederationConfig:
         """Flat, JSON-able: the recipe's settings stand beside the others, as the flags do. None is left out."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
         of_recipe = {k: v for k, v in self.recipe.to_dict().items() if k != "epochs"}
-        return {k: plain(v) for k, v in {**own, **of_recipe}.items() if v is not None and v not in ((), [])}
+        return {k: plain(v) for k, v in {**own, **of_recipe}.items() if v is not None and v not in ((), [], "")}
 
 
 def from_settings(settings: Mapping[str, Any]) -> FederationConfig:

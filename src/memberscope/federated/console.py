@@ -38,6 +38,8 @@ def run_federation(
             raise ConfigError("--root-certificates was given without --superlink", "in this process nothing travels")
         run = federate(config, events=console, folder=resume, resume=resume is not None)
     else:
+        if config.malicious:
+            raise ConfigError("--malicious is for federations in this process", "leave --superlink out")
         from memberscope.federated.deploy import SuperLink, deploy
 
         place = SuperLink(superlink, root_certificates)

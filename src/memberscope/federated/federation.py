@@ -14,7 +14,7 @@ import numpy as np
 
 from memberscope import environment
 from memberscope.config import to_toml
-from memberscope.errors import RunFolderError
+from memberscope.errors import ConfigError, RunFolderError
 from memberscope.events import Events
 from memberscope.federated import config as settings
 from memberscope.federated import design as designs
@@ -114,7 +114,7 @@ def federate(
         Settings, records or the disk cannot be used; says which and what to do.
     """
     from memberscope.data_loader import load
-    from memberscope.federated import apps
+    from memberscope.federated import apps, malice
     from memberscope.federated.engine import run_in_process
 
     events = events or Events()
@@ -134,6 +134,16 @@ def federate(
         rounds=config.rounds,
     )
     site = apps.Site(config, lambda: pool, lambda _: design, resident=True)
+    if config.malicious:
+        if resume:
+            raise ConfigError(
+                "a federation with a malicious party cannot be resumed: what the party remembers is gone",
+                "train it again in one go",
+            )
+        party, its_mods = malice.put_in_place(
+            malice.parse(config.malicious), config.recipe, pool, design, site.local.normalisation
+        )
+        tamper, client_mods = party, (*client_mods, *its_mods)
 
     def prepared(strategy: Strategy) -> Strategy:
         return taped(strategy if tamper is None else tamper(strategy), config, folder)

@@ -266,8 +266,7 @@ def attach(strategy: S, party: MaliciousServer) -> S:
         return model, metrics
 
     target.configure_train, target.aggregate_train = configure_train, aggregate_train
-    setattr(target, TAMPERED, [*getattr(target, TAMPERED, ()), party.describe()])
-    return strategy
+    return declare(strategy, party.describe())
 
 
 def attach_grid(grid: G, party: MaliciousServer) -> G:
@@ -289,8 +288,14 @@ def attach_grid(grid: G, party: MaliciousServer) -> G:
         return hands.incoming(number, list(both(sent, timeout=timeout)), as_errors=True)
 
     target.send_and_receive = send_and_receive
-    setattr(target, TAMPERED, [*getattr(target, TAMPERED, ()), party.describe()])
-    return grid
+    return declare(grid, party.describe())
+
+
+def declare(tapped: S, text: str) -> S:
+    """Name a malicious party to the tap of a strategy or grid, which writes it into the transcript."""
+    known: list[str] = [*getattr(tapped, TAMPERED, ()), text]
+    setattr(tapped, TAMPERED, known)
+    return tapped
 
 
 class _Hands:
