@@ -11,10 +11,12 @@ import pytest
 pytest.importorskip("flwr")
 
 from federation_settings import settings
+from flwr.app import Array
 from superlink import deployment
 
 from memberscope.errors import ConfigError, MemberscopeError
 from memberscope.federated import config as configs
+from memberscope.federated import standing
 from memberscope.federated.deploy import SuperLink, deploy, write_app
 from memberscope.federated.federation import federate, read
 from memberscope.federated.transcript import Transcript
@@ -47,6 +49,14 @@ def test_where_no_superlink_is_flower_s_last_words_are_told(tmp_path: Path) -> N
     with pytest.raises(MemberscopeError, match=r"did not finish; Flower's last words:\n +\S"):
         deploy(settings(clients=2), SuperLink("127.0.0.1:9"), folder=tmp_path / "run")
     assert (tmp_path / "run" / "flower.log").is_file()
+
+
+def test_a_model_that_goes_on_travels_as_flower_has_it(tmp_path: Path, digits: Dataset) -> None:
+    """Flower finds the other end's class by its name: one of ours would not be known there."""
+    federate(settings(rounds=1), dataset=digits, folder=tmp_path / "run")
+    kept = standing.read(tmp_path / "run", resident=False)
+    assert kept is not None
+    assert {type(array) for array in kept.arrays.values()} == {Array}
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ def server_app(
             events=events,
             exchange=exchange,
         )
-        rounds.run(grid, initial, resume=resume)
+        rounds.run(grid, initial, resume=resume, resident=site.resident)
 
     return app
 

@@ -65,8 +65,19 @@ class Rounds:
         self._nodes: dict[int, int] = {}
         self._silent = 0
 
-    def run(self, grid: Grid, initial: ArrayRecord, *, resume: bool = False) -> ArrayRecord:
+    def run(self, grid: Grid, initial: ArrayRecord, *, resume: bool = False, resident: bool = True) -> ArrayRecord:
         """Run the rounds that are left; gives the global model.
+
+        Parameters
+        ----------
+        grid
+            Flower's.
+        initial
+            The model before the first round.
+        resume
+            Go on from what the run folder holds.
+        resident
+            All parties are in this process.
 
         Raises
         ------
@@ -75,7 +86,7 @@ class Rounds:
         MemberscopeError
             Nobody answered several rounds in a row; the disk is full.
         """
-        kept = standing.read(self._folder, self._strategy) if resume else None
+        kept = standing.read(self._folder, self._strategy, resident=resident) if resume else None
         arrays, first = (initial, 1) if kept is None else (kept.arrays, kept.round + 1)
         self._await_clients(grid)
         seconds: list[float] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from memberscope.errors import MemberscopeError, RunFolderError
@@ -71,10 +71,19 @@ def write(folder: Path, round_: int, arrays: ArrayRecord, strategy: Strategy, re
         save_file({name: np.require(v, requirements="C") for name, v in tensors.items()}, temporary, metadata=metadata)
 
 
-def read(folder: Path, strategy: Strategy | None = None) -> Standing | None:
-    """Read where a federation stands, and give its strategy its memory back; None where no round was finished.
+def read(folder: Path, strategy: Strategy | None = None, *, resident: bool = True) -> Standing | None:
+    """Read where a federation stands; None where no round was finished.
 
     Lines of history that a killed run wrote after its last whole state are dropped.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    strategy
+        Is given its memory back.
+    resident
+        All parties are in this process; else the model is made ready to travel.
 
     Raises
     ------
@@ -96,7 +105,8 @@ def read(folder: Path, strategy: Strategy | None = None) -> Standing | None:
         round_ = int(metadata["round"])
         arrays = ArrayRecord()
         for name in json.loads(metadata["names"]):
-            arrays[name] = ResidentArray(tensors[f"model/{name}"])
+            values = tensors[f"model/{name}"]
+            arrays[name] = ResidentArray(values) if resident else Array(values)
         about = json.loads(metadata["strategy"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise RunFolderError(f"{path} is damaged: {error}", "start the federation anew") from error
