@@ -24,12 +24,14 @@ from memberscope.pipeline import Clock, finish, judge_records, run_facts, scarce
 from memberscope.policy import read_policy
 from memberscope.records.subset import take
 from memberscope.result import Audit
+from memberscope.several_targets import SeveralTargets, TargetResult, audit_further
 from memberscope.statistics.blind import blind_baseline, content_features, duplicates, label_p_value
 from memberscope.target import Target, facts, obtain
 
 if TYPE_CHECKING:
     from memberscope.attacks.runner import AttackResult
     from memberscope.audit_bounds import AuditBounds
+    from memberscope.canaries import Canaries
     from memberscope.data_loader import Dataset
     from memberscope.membership import Split
     from memberscope.risk import RecordRisk
@@ -63,12 +65,12 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
     clock = Clock()
 
     events.stage("Reading the records")
-    dataset = load_records(config)
-    split = draw_membership(config, dataset)
-    dataset, split, canaries = put_in(config, dataset, split)
+    records = load_records(config)
+    split = draw_membership(config, records)
+    dataset, split, canaries = put_in(config, records, split)
     bank = reference_models.open_bank(config, dataset, split, None if canaries is None else canaries.tied(dataset.n))
     clock.lap("data")
-    if bank is not None or config.preset is not None:
+    if bank is not None or config.preset is not None or config.targets > 1:
         events.stage("What this will take")
         reference_models.announce(config, dataset, split, bank, events)
         clock.lap("planning")
@@ -111,6 +113,21 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
     )
     clock.lap("records")
 
+    several = None
+    if config.targets > 1:
+        first = TargetResult.of(target, member, results, evidence)
+        others = audit_further(
+            config,
+            dataset,
+            further_memberships(config, records, canaries),
+            chosen,
+            obtain=lambda split, number: obtain(config, dataset, split, events, number),
+            observe=lambda target, split: observe(target, dataset, split, index, bank),
+            events=events,
+        )
+        several = SeveralTargets((first, *others), None if risk is None else risk.attack)
+        clock.lap("further targets")
+
     events.stage("Doubting the audit")
     description = facts(target, dataset, split, evidence, member)
     proven = bounds_of_audit(
@@ -123,7 +140,7 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         confidence=config.confidence,
         seed=config.seed,
     )
-    findings = doubt(config, dataset, split, index, results, evidence, bank, proven)
+    findings = doubt(config, dataset, split, index, results, evidence, bank, proven, several)
     clock.lap("checks")
 
     assembled = document.assemble(
@@ -149,9 +166,20 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         seed=config.seed,
         canaries=None if worst is None else worst.to_dict(),
         bounds=None if proven is None else proven.to_dict(),
+        targets=None if several is None else several.to_dict(config.confidence),
     )
     return finish(
-        assembled, results, findings, index, evidence, member, policy, config.confidence, canaries=worst, risk=risk
+        assembled,
+        results,
+        findings,
+        index,
+        evidence,
+        member,
+        policy,
+        config.confidence,
+        canaries=worst,
+        risk=risk,
+        targets=several,
     )
 
 
@@ -161,12 +189,19 @@ def load_records(config: AuditConfig) -> Dataset:
     return dataset if config.subset is None else take(dataset, config.subset, seeds.generator(config.seed, "subset"))
 
 
-def draw_membership(config: AuditConfig, dataset: Dataset) -> Split:
-    """Who is in: drawn by the protocol, or stated by the user with the weights."""
+def draw_membership(config: AuditConfig, dataset: Dataset, number: int = 0) -> Split:
+    """Who is in: drawn by the protocol, or stated by the user with the weights.
+
+    Each of several targets has a membership of its own; all set the same validation records apart.
+    """
     if config.membership is None:
-        rng = seeds.generator(config.seed, "membership")
         return membership.draw(
-            config.protocol, dataset.y, dataset.is_train, rng, validation_fraction=config.validation_fraction
+            config.protocol,
+            dataset.y,
+            dataset.is_train,
+            seeds.generator(config.seed, "membership", f"target {number}" if number else ""),
+            validation_fraction=config.validation_fraction,
+            validation_rng=seeds.generator(config.seed, "membership") if number else None,
         )
     try:
         mask = np.load(config.membership, allow_pickle=False)
@@ -177,6 +212,16 @@ def draw_membership(config: AuditConfig, dataset: Dataset) -> Split:
     if not isinstance(mask, np.ndarray):
         raise ConfigError(f"{config.membership} is an .npz archive, expected one array", "save it with numpy.save")
     return membership.given(mask, dataset.n, source=str(config.membership))
+
+
+def further_memberships(config: AuditConfig, records: Dataset, canaries: Canaries | None) -> list[Split]:
+    """Membership of each target after the first, canaries by coins of their own."""
+    splits = [draw_membership(config, records, number) for number in range(1, config.targets)]
+    if canaries is None:
+        return splits
+    names = [f"coins {number}" for number in range(1, config.targets)]
+    coins = [canaries.coins(seeds.generator(config.seed, "canaries", name)) for name in names]
+    return [canaries.admit(split, thrown) for split, thrown in zip(splits, coins, strict=True)]
 
 
 def observe(
@@ -233,6 +278,7 @@ def doubt(
     evidence: Evidence,
     bank: ModelBank | None,
     proven: AuditBounds | None = None,
+    several: SeveralTargets | None = None,
 ) -> list[Finding]:
     """The coded checks of this audit, the blind baseline among them."""
     x, y, member = dataset.x[index], dataset.y[index], split.member[index]
@@ -251,6 +297,8 @@ def doubt(
         reference_accuracy=None
         if bank is None
         else (float(evidence.signals.correct[~member].mean()), float(bank.accuracies[:, 1].mean())),
+        target_accuracies=() if several is None else tuple(one.test_acc for one in several.targets),
+        target_aucs=() if several is None else several.aucs(),
     )
     return run_checks(context, config.ignore)
 

@@ -20,8 +20,12 @@ from memberscope.statistics.areas import auc_estimate
 from memberscope.statistics.blind import BlindResult, DuplicateResult
 from memberscope.statistics.bound import Comparison
 from memberscope.statistics.curves import rank
+from memberscope.statistics.intervals import Estimate
+from memberscope.statistics.over_targets import excess_variance
 
 Status = Literal["problem", "caution", "passed", "not applicable", "muted"]
+
+_Z_95 = 1.959964
 
 FLOOR = ("gap", "loss", "phi", "hinge", "confidence", "entropy", "modified-entropy")
 """Attacks by one global threshold, which any attack that learns must beat."""
@@ -66,6 +70,8 @@ class Context:
     requested_fprs: tuple[float, ...] = (0.01, 0.001)
     reference_counts: NDArray[np.int64] | None = None
     reference_accuracy: tuple[float, float] | None = None
+    target_accuracies: tuple[float, ...] = ()
+    target_aucs: tuple[Estimate, ...] = ()
     claim: Comparison | None = None
 
 
@@ -130,8 +136,12 @@ def _reference_counts(c: Context) -> _Answer:
 
 
 def _reproducible(c: Context) -> _Answer:
-    del c
-    return "not applicable", "One model was audited; no second training of the same recipe was compared with it.", {}
+    if len(c.target_accuracies) < 2:
+        text = "One model was audited; no second training of the same recipe was compared with it."
+        return "not applicable", text, {}
+    low, high = min(c.target_accuracies), max(c.target_accuracies)
+    text = f"Test accuracy of {len(c.target_accuracies)} trainings of the recipe: {low:.1%} to {high:.1%}."
+    return ("caution" if high - low > 0.05 else "passed"), text, {"lowest": low, "highest": high}
 
 
 def _sample_size(c: Context) -> _Answer:
@@ -207,9 +217,21 @@ def _tuned(c: Context) -> _Answer:
 
 
 def _seed_variance(c: Context) -> _Answer:
-    del c
-    text = "One model was audited. The intervals cover the choice of records, not the luck of one training."
-    return "not applicable", text, {}
+    if len(c.target_aucs) < 2:
+        text = "One model was audited. The intervals cover the choice of records, not the luck of one training."
+        return "not applicable", text, {}
+    values = [auc.value for auc in c.target_aucs]
+    p_value = excess_variance(values, [(auc.high - auc.low) / (2 * _Z_95) for auc in c.target_aucs])
+    told = f"AUC of the same attack on {len(values)} targets: {min(values):.3f} to {max(values):.3f}, p = {p_value:.3g}"
+    numbers = {"lowest": min(values), "highest": max(values), "p_value": p_value}
+    if p_value < 0.01:
+        return (
+            "caution",
+            f"Trainings of the recipe differ by more than the interval of one of them says ({told}): quote the mean "
+            "over targets and its interval.",
+            numbers,
+        )
+    return "passed", f"Trainings differ no more than the interval of one of them says ({told}).", numbers
 
 
 def _below_chance(c: Context) -> _Answer:

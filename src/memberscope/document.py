@@ -55,6 +55,7 @@ def assemble(
     malicious: Mapping[str, Any] | None = None,
     calibrated: Mapping[str, Calibrated] | None = None,
     risk: RecordRisk | None = None,
+    targets: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of one audit; NaN becomes null, so that it is valid JSON."""
     fpr = lowest_supported_fpr(int((~member).sum()))
@@ -88,6 +89,7 @@ def assemble(
         "headline_fixed": best is not None and best.name in HEADLINES,
         "headline_rule": rule,
         "ladder": rows,
+        "targets": targets,
         "canaries": canaries,
         "bounds": bounds,
         "federation": None if federation is None else dict(federation),
@@ -100,7 +102,7 @@ def assemble(
             "separation": None if risk is None else risk.summary["separation"],
             "agreement": _agreement(results, best),
         },
-        "not_tested": list(NOT_TESTED),
+        "not_tested": list(NOT_TESTED if targets is None else NOT_TESTED[:-1]),
         "checks": [finding.to_dict() for finding in findings],
         "policy": policy,
         "settings": dict(settings),

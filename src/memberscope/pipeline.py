@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from memberscope.checks import Finding
     from memberscope.evidence import Evidence
     from memberscope.policy import Policy
+    from memberscope.several_targets import SeveralTargets
 
 
 class Clock:
@@ -98,12 +99,24 @@ def finish(
     *,
     canaries: CanaryAudit | None = None,
     risk: RecordRisk | None = None,
+    targets: SeveralTargets | None = None,
 ) -> Audit:
     """Judge by the policy, with intervals at `level`, and put everything together."""
     if policy is not None:
         assembled["policy"] = _judge(policy, results, findings, member, assembled["run"]["seed"], level)
     confidence = evidence.signals.max_confidence
-    return Audit(assembled, tuple(results), tuple(findings), index, evidence.labels, member, confidence, canaries, risk)
+    return Audit(
+        document=assembled,
+        results=tuple(results),
+        findings=tuple(findings),
+        index=index,
+        label=evidence.labels,
+        member=member,
+        max_confidence=confidence,
+        canaries=canaries,
+        risk=risk,
+        targets=targets,
+    )
 
 
 def _judge(

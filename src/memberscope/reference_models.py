@@ -64,7 +64,7 @@ def open_bank(
 
 def announce(config: AuditConfig, dataset: Dataset, split: Split, bank: ModelBank | None, events: Events) -> None:
     """Say what the audit will cost on this machine, by a measurement of seconds, and what may be claimed then."""
-    trained = 1 if config.weights is None else 0
+    trained = config.targets if config.weights is None else 0
     parts = []
     if trained:
         seconds = _target_seconds(config, dataset, split)

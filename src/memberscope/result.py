@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memberscope.canary_audit import CanaryAudit
     from memberscope.checks import Finding
     from memberscope.risk import RecordRisk
+    from memberscope.several_targets import SeveralTargets
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,6 +45,8 @@ class Audit:
 
     risk
         Risk of each record under the attack that the answer is given for, or None where no attack ran.
+    targets
+        What was found of several targets, the one of this audit first, or None.
     """
 
     document: Mapping[str, Any]
@@ -56,6 +59,7 @@ class Audit:
     canaries: CanaryAudit | None = None
 
     risk: RecordRisk | None = None
+    targets: SeveralTargets | None = None
 
     @property
     def scores(self) -> dict[str, NDArray[np.float64]]:

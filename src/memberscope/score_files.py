@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from memberscope.errors import EvidenceError, RunFolderError
 from memberscope.risk import COLUMNS
+from memberscope.several_targets import COLUMNS as TARGET_COLUMNS
 
-NOT_SCORES = ("index", "class", "label", "member", "kind", "copies", *COLUMNS)
+NOT_SCORES = ("index", "class", "label", "member", "kind", "copies", *COLUMNS, *TARGET_COLUMNS)
 """Columns (or keys) that are no scores."""
 EXPECTED = "a column (or key) member with 0 or 1, and a column for each attack's score, higher = more likely a member"
 CANARY_FILE = "canaries.csv.gz"

@@ -14,7 +14,7 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
     figures = table[: len(table) - reasons]
     first = max(len(row[0]) for row in table)
     lines += [*aligned(figures, first=first), *(f"{row[0]:<{first}}  {row[1]}" for row in table[len(figures) :])]
-    lines += calibrated_lines(document)
+    lines += [*calibrated_lines(document), *target_lines(document)]
     doubts = [c for c in document["checks"] if c["status"] in ("problem", "caution")]
     lines += [f"{c['code']} {c['status']}: {c['text']}" for c in doubts]
     return lines
@@ -95,6 +95,29 @@ def calibrated_lines(document: Mapping[str, Any]) -> list[str]:
         f"Threshold from reference models for {point['fpr']:.4g} FPR: FPR {ci(point['true_fpr'], 4)}, "
         f"TPR {ci(point['tpr'], 4)}; share of right accusations {right}."
     ]
+
+
+def target_lines(document: Mapping[str, Any]) -> list[str]:
+    """What the headline attack does on several targets: mean, spread, and whether the same records are found."""
+    several = document.get("targets")
+    spread = ((several or {}).get("attacks") or {}).get(document["headline"])
+    if not several or not spread:
+        return []
+    tpr = "".join(
+        f"; TPR at {one['fpr']:.4g} FPR {ci(one['mean'], 4)}, sd {one['sd']:.4f}"
+        for one in sorted(spread["tpr"], key=lambda one: float(one["fpr"]))[:1]
+    )
+    lines = [
+        f"Over {several['number']} targets, mean of {document['headline']}: AUC {ci(spread['auc']['mean'])}, "
+        f"sd {spread['auc']['sd']:.4f}{tpr}."
+    ]
+    agreed = several["agreement"]
+    if agreed is not None and agreed["jaccard"] is not None:
+        lines.append(
+            f"Of the members of two targets found in either at {agreed['fpr']:.4g} FPR, {agreed['jaccard']:.1%} are "
+            f"found in both ({agreed['by_chance']:.1%} by chance)."
+        )
+    return lines
 
 
 def ci(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:

@@ -81,6 +81,7 @@ def answer(results: Results) -> dict[str, Any]:
         "n_nonmembers": wording.count(evaluation["n_nonmembers"]),
         **_pairs(auc),
     }
+    told["trainings"] = _trainings(results, None if point is None else point["fpr"])
     if point is None:
         return told
     fpr, tpr = point["fpr"], (row.get("tpr") or {}).get("estimate") or point["tpr"]
@@ -105,6 +106,29 @@ def _row_of(attack: str, results: Results) -> Mapping[str, Any]:
     if fixed:
         return dict(fixed[0])
     return max(rows, key=lambda r: r.get("corrected_for") or 1, default={})
+
+
+def _trainings(results: Results, fpr: float | None) -> dict[str, str] | None:
+    """What the same attack did on all targets: their number, and the mean with its interval."""
+    several = results.get("targets")
+    spread = ((several or {}).get("attacks") or {}).get(results.get("headline") or "")
+    if not several or not spread:
+        return None
+    told = {
+        "number": wording.count(several["number"]),
+        "pairs": wording.significant(100 * spread["auc"]["mean"]["value"]),
+        "pairs_interval": _hundredfold(spread["auc"]["mean"]),
+        "found": "",
+    }
+    rates = [one for one in spread["tpr"] if one["fpr"] == fpr]
+    if not rates or fpr is None:
+        return told
+    out_of, values = wording.denominator(fpr), rates[0]["values"]
+    return told | {
+        "found": wording.frequency(rates[0]["mean"]["value"], out_of),
+        "interval": wording.frequency_interval(rates[0]["mean"], out_of),
+        "each": wording.listing([wording.frequency(value, out_of) for value in values]) if len(values) <= 5 else "",
+    }
 
 
 def _against_guessing(estimate: Mapping[str, Any], chance: float) -> str:

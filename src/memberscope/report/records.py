@@ -85,6 +85,65 @@ def records(results: Results) -> dict[str, Any] | None:
     }
 
 
+def targets(results: Results) -> dict[str, Any] | None:
+    """Several trainings of the recipe: each of them, the spread of every attack, and whether they agree."""
+    told = results.get("targets")
+    if not told:
+        return None
+    best = told["attacks"].get(results.get("headline") or "", {})
+    single = []
+    for i, target in enumerate(told["targets"]):
+        cells = [
+            Cell(f"{i + 1}{', the model of this report' if i == 0 else ''}"),
+            Cell(wording.count(target["members"])),
+        ]
+        cells += [Cell(wording.percent(target[name])) for name in ("train_acc", "test_acc")]
+        cells += [Cell(wording.significant(best["auc"]["values"][i]) if best else wording.DASH)]
+        cells += [Cell(wording.percent(one["values"][i])) for one in best.get("tpr", [])]
+        single.append(cells)
+    rates = [f"TPR at FPR {wording.rate(one['fpr'])}" for one in best.get("tpr", [])]
+    header = ("Target", "Members", "Accuracy on members", "on non-members", "AUC of the answer's attack", *rates)
+    agreed = told.get("agreement")
+    return {
+        "number": told["number"],
+        "single": Table(header, single),
+        "spread": _spreads(told, results),
+        "agreement": None if not agreed else _agreed(agreed),
+    }
+
+
+def _spreads(told: Mapping[str, Any], results: Results) -> Table:
+    rows = []
+    names = [a["name"] for a in ranked(results) if a["name"] in told["attacks"]]
+    fprs = [one["fpr"] for one in told["attacks"][names[0]]["tpr"]] if names else []
+    for name in names:
+        one = told["attacks"][name]
+        cells = [Cell(name, "", "strong" if name == results.get("headline") else "")]
+        for figure, as_percent in [(one["auc"], False), *((t, True) for t in one["tpr"])]:
+            write = wording.percent if as_percent else wording.significant
+            cells += [estimate_cell(figure["mean"], as_percent=as_percent), Cell(write(figure["sd"]))]
+        rows.append(cells)
+    header = ["Attack", "AUC, mean", "standard deviation"]
+    for fpr in fprs:
+        header += [f"TPR at FPR {wording.rate(fpr)}, mean", "standard deviation"]
+    caption = (
+        f"{wording.level(told['confidence'])} intervals of the mean by Student's t over {told['number']} targets. They "
+        "cover the luck of memberships and trainings; pool and reference models are the same for all."
+    )
+    return Table(header, rows, caption)
+
+
+def _agreed(agreed: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "fpr": wording.rate(agreed["fpr"]),
+        "jaccard": wording.percent(agreed["jaccard"]),
+        "by_chance": wording.percent(agreed["by_chance"]),
+        "found": wording.count(agreed["found"]),
+        "eligible": wording.count(agreed["eligible"]),
+        "always": wording.count(agreed["always"]),
+    }
+
+
 def _shown(calibrated: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [p for p in calibrated.get("points", []) if p.get("supported")]
 

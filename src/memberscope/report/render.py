@@ -113,6 +113,7 @@ def render(results: Results) -> str:
             calibrated=records.calibrated_headline(results),
             calibrated_attacks=records.calibrated_attacks(results),
             records=records.records(results),
+            targets=records.targets(results),
             precision=details.precision_table(results),
             rejection=details.rejection_table(results),
             confusion=details.confusion(results),

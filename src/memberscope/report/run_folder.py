@@ -25,6 +25,7 @@ from memberscope.files import ordinary_mode, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from memberscope.result import Audit
+    from memberscope.several_targets import TargetResult
 
 _NEEDED = ("run", "dataset", "records", "attacks", "headline", "ladder", "exposed", "checks", "settings", "environment")
 
@@ -142,7 +143,11 @@ def csv_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
         "nonmembers": document["records"]["nonmembers"],
     }
     settings = {f"setting_{key}": _cell(value) for key, value in document["settings"].items()}
-    return [{**common, **_attack_columns(attack), **settings} for attack in document["attacks"]]
+    spreads = (document.get("targets") or {}).get("attacks") or {}
+    return [
+        {**common, **_attack_columns(attack), **_spread_columns(spreads.get(attack["name"])), **settings}
+        for attack in document["attacks"]
+    ]
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -221,6 +226,18 @@ def _calibrated_columns(calibrated: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
+def _spread_columns(spread: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Mean and standard deviation over targets, with the interval of the mean."""
+    if not spread:
+        return {}
+    figures = {"targets_auc": spread["auc"]}
+    figures |= {f"targets_tpr_at_fpr_{one['fpr']:g}": one for one in spread["tpr"]}
+    row: dict[str, Any] = {"targets": len(spread["auc"]["values"])}
+    for name, one in figures.items():
+        row |= {f"{name}_mean{end}": one["mean"][key] for end, key in _ENDS} | {f"{name}_sd": one["sd"]}
+    return row
+
+
 def _fill(audit: Audit, folder: Path, name: str) -> None:
     from memberscope.config import to_toml
     from memberscope.report.pictures import write_all
@@ -238,6 +255,8 @@ def _fill(audit: Audit, folder: Path, name: str) -> None:
     )
     write_text(folder / "results.csv", csv_text(csv_rows(document)))
     write_bytes(folder / "scores.csv.gz", _scores(audit))
+    for number, target in enumerate(audit.targets.targets[1:] if audit.targets is not None else (), start=2):
+        write_bytes(folder / f"scores_target_{number}.csv.gz", _scores_of(target, audit))
     if audit.canaries is not None:
         write_bytes(folder / "canaries.csv.gz", _packed(audit.canaries.columns()))
     write_text(folder / "config.toml", to_toml(document["settings"]))
@@ -251,6 +270,13 @@ def _scores(audit: Audit) -> bytes:
     columns = {"index": audit.index, "class": audit.label, "member": audit.member.astype(np.int64), **audit.scores}
     if audit.risk is not None:
         columns |= audit.risk.columns()
+    if audit.targets is not None:
+        columns |= audit.targets.columns()
+    return _packed({name: column.tolist() for name, column in columns.items()})
+
+
+def _scores_of(target: TargetResult, audit: Audit) -> bytes:
+    columns = {"index": audit.index, "class": audit.label, "member": target.member.astype(np.int64), **target.scores}
     return _packed({name: column.tolist() for name, column in columns.items()})
 
 
