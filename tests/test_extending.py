@@ -1,10 +1,11 @@
-"""The pages of CONTRIBUTING.md, tried: a dataset, a model and attacks from a package that is not ours.
+"""The pages of CONTRIBUTING.md, tried: a dataset, a model, a defense and attacks from a package that is not ours.
 
 The package (`tests/example_package`) is built and installed by pip into a folder of its own, entry points and all.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -75,10 +76,24 @@ def test_an_attack_with_reference_models_of_another_package(installed: Path) -> 
     assert "0.9" in line or "0.8" in line
 
 
+def test_a_defense_of_another_package_trains_the_target_and_the_reference_models(installed: Path) -> None:
+    settings = ("audit", "--dataset", "stripes", "--model", "stripes_package:make", "--epochs", "1", "--shadows", "2")
+    settings += ("--protocol", "random-half", "--attacks", "difficulty-calibration", "--json", "--defenses")
+    done = memberscope(installed, *settings, "noisy-labels=0.9")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["target"]["defenses"] == ["noisy-labels"]
+    (manifest,) = (installed.parent / "models" / "banks").glob("*/*.json")
+    assert json.loads(manifest.read_text())["identity"]["recipe"]["defenses"] == ["noisy-labels=0.9"]
+    refused = memberscope(installed, *settings, "noisy-label")
+    assert refused.returncode == 3
+    assert "did you mean 'noisy-labels'?" in refused.stderr
+
+
 def test_the_lists_name_them(installed: Path) -> None:
     assert "second-look" in memberscope(installed, "list", "attacks").stdout
     assert "Margin over the runner-up class. Paper:" in memberscope(installed, "list", "attacks", "second-look").stdout
     assert "stripes" in memberscope(installed, "list", "datasets").stdout
+    assert "--defenses noisy-labels. take this share of the labels" in memberscope(installed, "list", "defenses").stdout
 
 
 def test_an_entry_point_that_is_no_attack_is_refused(installed: Path) -> None:

@@ -1,4 +1,4 @@
-"""An example of a package that extends memberscope without touching it: a dataset, a model, two attacks."""
+"""An example of a package that extends memberscope without touching it: a dataset, a model, a defense, two attacks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from memberscope.attacks.base import Attack, Card, Scores
 from memberscope.attacks.comparison import OFFLINE, Comparison, ReferenceAttack
 from memberscope.data_loader import Dataset, DatasetEntry, Request
+from memberscope.defenses.base import Card as DefenseCard
+from memberscope.defenses.base import DataDefense
 from memberscope.evidence import Evidence, Knowledge
 
 
@@ -56,6 +58,23 @@ class OddsAgainstMedian(ReferenceAttack):
         """Difference from the median, averaged over queries."""
         _, outside = comparison.references.medians()
         return np.asarray((comparison.phi() - np.nan_to_num(outside)).mean(axis=0))
+
+
+class NoisyLabels(DataDefense):
+    """Some of the labels of each batch are taken away, as many as ``--defenses noisy-labels=SHARE`` says."""
+
+    name = "noisy-labels"
+    title = "take this share of the labels away in each batch"
+    card = DefenseCard("your paper, section", "uniform labels with probability s", "none", "known traps")
+    per_record = True
+
+    def alter(
+        self, x: torch.Tensor, targets: torch.Tensor, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where a coin says so, every class is as likely."""
+        drawn = torch.from_numpy(rng.random(len(x)) < self.strength).to(x.device)
+        uniform = torch.full_like(targets, 1 / targets.shape[1])
+        return x, torch.where(drawn[:, None], uniform, targets)
 
 
 def make(n_classes: int, in_channels: int) -> torch.nn.Module:

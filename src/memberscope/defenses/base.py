@@ -228,6 +228,11 @@ class GradientDefense(Defense):
         """What else two trainings must share for one to go on where the other stopped: name -> value."""
         return {}
 
+    def privacy(self, steps: int, epochs: int) -> dict[str, Any] | None:
+        """What so many epochs of so many steps guarantee, JSON-able (`accountant.Guarantee`); None: nothing."""
+        del steps, epochs
+        return None
+
     def gradient(
         self,
         module: nn.Module,
@@ -302,6 +307,20 @@ class OutputDefense(Defense):
     def answers(self) -> bool:
         """Whether the recipe has it act on answers."""
         return True
+
+    def learn(self, members: NDArray[np.float64], others: NDArray[np.float64], seed: int) -> dict[str, NDArray[Any]]:
+        """Learn from what the trained model computes; what is returned is kept with it, by name.
+
+        Parameters
+        ----------
+        members, others
+            float64 [n, classes]: probabilities of members, and of validation records; only asked for where the defense
+            `needs_validation`.
+        seed
+            Of the model.
+        """
+        del members, others, seed
+        return {}
 
     def answer(self, probabilities: NDArray[np.float64], asked: Asked) -> NDArray[np.float64]:
         """Give the probabilities that a user sees, float64 [n, classes], for those that the model computed.

@@ -134,3 +134,7 @@ class DpSgd(GradientDefense):
             steps=epochs * steps,
             delta=self.recipe.dp_delta,
         )
+
+    def privacy(self, steps: int, epochs: int) -> dict[str, Any] | None:
+        """The guarantee; None before the first epoch: a federation, which drives the epochs, accounts for them."""
+        return self.guarantee(steps, epochs).to_dict() if epochs else None

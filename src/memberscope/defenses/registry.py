@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from math import prod
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from memberscope.defenses.base import DataDefense, Defense, GradientDefense, Los
 from memberscope.defenses.distillation import Dmp, Selena
 from memberscope.defenses.dp_sgd import DpSgd
 from memberscope.defenses.hamp import Hamp
+from memberscope.defenses.memguard import MemGuard
 from memberscope.defenses.mixing import CutMix, Mixup
 from memberscope.defenses.ordinary import (
     Augmentation,
@@ -53,6 +55,7 @@ DEFENSES: dict[str, type[Defense]] = {
         Dmp,
         # Answers pass through these in this order.
         Hamp,
+        MemGuard,
         RoundedAnswers,
         TopAnswers,
         LabelOnly,
@@ -60,6 +63,7 @@ DEFENSES: dict[str, type[Defense]] = {
 }
 
 
+@cache
 def all_defenses() -> dict[str, type[Defense]]:
     """The built-in defenses and those that installed packages add.
 

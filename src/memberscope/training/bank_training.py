@@ -230,6 +230,7 @@ class TrainModel:
         arrays_kept = {"logits": as_stored(answers, self.stored), "membership": np.packbits(member)}
         if self.keep_weights:
             arrays_kept |= {f"weights/{name}": value for name, value in _weights(trained).items()}
+            arrays_kept |= {f"guard/{name}": value for name, value in trained.guard.items()}
         write_model(model_path(self.folder, k), arrays_kept, about)
 
 

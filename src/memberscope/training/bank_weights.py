@@ -46,4 +46,5 @@ def restored(
         stopped_epoch=about["epochs"][0],
         best_epoch=about["epochs"][1],
         threads=threads,
+        guard={n.removeprefix("guard/"): np.array(file.map(n)) for n in file.places if n.startswith("guard/")},
     )

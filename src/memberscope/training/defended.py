@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memberscope.defenses.base import Asked, OutputDefense
+from memberscope.defenses.registry import outputs
 
 if TYPE_CHECKING:
     from memberscope.training.trained_model import TrainedModel
@@ -57,6 +58,18 @@ def defended(
     for defense in defenses:
         answers = defense.answer(answers, asked)
     return np.log(np.maximum(answers, _LEAST)).astype(np.float32)
+
+
+def taught_guards(
+    model: TrainedModel, x: NDArray[Any], member: NDArray[np.bool_], validation: NDArray[np.bool_] | None
+) -> dict[str, NDArray[Any]]:
+    """What the defenses of a model's answers learn after its training, by name."""
+    guard: dict[str, NDArray[Any]] = {}
+    for defense in outputs(model.recipe):
+        if defense.needs_validation and validation is not None:
+            members, others = (probabilities_of(model.query(x[rows], raw=True)[0]) for rows in (member, validation))
+            guard |= defense.learn(members, others, model.seed or 0)
+    return guard
 
 
 def probabilities_of(logits: NDArray[np.floating]) -> NDArray[np.float64]:

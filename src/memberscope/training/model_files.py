@@ -27,6 +27,8 @@ from memberscope.training.weight_files import load_weights
 
 _FORMAT = "memberscope model 1"
 WEIGHTS, ABOUT, MEMBERSHIP = "model.safetensors", "model.json", "membership.npy"
+GUARD = "guard.safetensors"
+"""What a defense of the answers learnt; only where one learns."""
 
 
 def save(
@@ -46,6 +48,7 @@ def save(
     MemberscopeError
         The disk is full or the folder cannot be written.
     """
+    from safetensors.numpy import save_file as save_arrays
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -54,6 +57,10 @@ def save(
         save_file(plain_state(trained.module), temporary, metadata={"format": _FORMAT})
     with replacing(folder / MEMBERSHIP) as temporary, temporary.open("wb") as file:
         np.save(file, membership, allow_pickle=False)
+    (folder / GUARD).unlink(missing_ok=True)
+    if trained.guard:
+        with replacing(folder / GUARD) as temporary:
+            save_arrays(trained.guard, temporary)
     write_json(folder / ABOUT, _about(trained, membership, dataset_name, dataset_fingerprint))
     if trained.checkpoint is not None:
         remove(trained.checkpoint)
@@ -120,6 +127,7 @@ def load(
         channels_last=place(module, shape, where),
         history=history,
         privacy=about.get("privacy"),
+        guard=_read_guard(folder) if kept.memguard else {},
         threads=threads,
         **rest,
     )
@@ -234,6 +242,17 @@ def _read_membership(folder: Path) -> NDArray[np.bool_]:
     if mask.dtype != np.bool_:
         raise ModelError(f"{path} is {mask.dtype}, expected bool", "train again")
     return mask
+
+
+def _read_guard(folder: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        guard: dict[str, NDArray[Any]] = load_file(folder / GUARD)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / GUARD} is missing or damaged: {error}", "train again") from error
+    return guard
 
 
 def _build(recipe: Recipe, input_shape: tuple[int, ...], n_classes: int) -> nn.Module:

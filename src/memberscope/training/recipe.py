@@ -49,6 +49,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "selena_left_out": (1, math.inf),
     "dmp": (0, math.inf),
     "adversarial": (0, math.inf),
+    "memguard": (0, math.inf),
     "round_answers": (0, 16),
     "top_answers": (0, math.inf),
     "dp_epsilon": (_POSITIVE, math.inf),
@@ -90,6 +91,7 @@ SINCE_FIRST: tuple[str, ...] = (
     "selena_left_out",
     "dmp",
     "adversarial",
+    "memguard",
     "defenses",
 )
 """Settings that came later. They are written, and hashed, where they are not at their default: models and banks of
@@ -166,6 +168,8 @@ class Recipe:
         DMP: temperature of a teacher whose answers to validation records the model is trained on; 0: off.
     adversarial
         Adversarial regularisation: weight of the inference model's gain in the loss; 0: off, 6 in its authors' code.
+    memguard
+        MemGuard: how far answers are moved to confuse a guard, in L1 and on average at most; 0: off.
     round_answers
         Answer probabilities with this many digits; 0: all.
     top_answers
@@ -213,6 +217,7 @@ class Recipe:
     selena_left_out: int = 10
     dmp: float = 0.0
     adversarial: float = 0.0
+    memguard: float = 0.0
     round_answers: int = 0
     top_answers: int = 0
     label_only: bool = False

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from memberscope.defenses.base import Attached, GradientDefense, Lesson
-from memberscope.defenses.dp_sgd import DpSgd
 from memberscope.defenses.registry import in_force, procedure, trainings
 from memberscope.errors import ModelError
 from memberscope.training import checkpoint as checkpoints
 from memberscope.training.batches import Draws, Records, draw, fixed, measure
+from memberscope.training.defended import taught_guards
 from memberscope.training.fit_checks import check_defenses, check_records, lesson_of
 from memberscope.training.hardware import cpu_threads, keep_freed_memory, resolve_device, resolve_precision
 from memberscope.training.model_files import load, save, wrap
@@ -137,6 +137,7 @@ def fit(
             stages = Stages(recipe, x, y, member, validation, n_classes, seed, one, progress, count)
             lesson, progress = taught.lesson(stages), stages.part(count - 1)
         trained = one(recipe, member if lesson is None else lesson.records, seed, progress, "", lesson)
+        trained.guard = taught_guards(trained, x, member, validation)
     trained.threads = threads
     return trained
 
@@ -240,13 +241,8 @@ class _Training:
             stopped_epoch=self.state.epoch,
             best_epoch=best_epoch,
             checkpoint=self._checkpoint[0] if self._checkpoint is not None and written else None,
-            privacy=self._privacy(),
+            privacy=None if self.gradient is None else self.gradient.privacy(self.steps, self.state.epoch),
         )
-
-    def _privacy(self) -> dict[str, Any] | None:
-        if not isinstance(self.gradient, DpSgd) or self.state.epoch == 0:
-            return None  # whoever drives the epochs (a federation does) accounts for them
-        return self.gradient.guarantee(self.steps, self.state.epoch).to_dict()
 
     def farewell(self) -> str:
         """What an interrupted user is told."""
