@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -12,6 +12,7 @@ from memberscope.commands.bound import bound
 from memberscope.commands.study import study
 from memberscope.config import AuditConfig, default_output_dir
 from memberscope.errors import ConfigError, MemberscopeError
+from memberscope.listing import What
 from memberscope.training.recipe import Recipe
 
 EXIT_FAILED = 3
@@ -207,7 +208,7 @@ def compare(*runs: Path, out: Path = Path("comparison")) -> int:
 
 
 @app.command(name="list", help_epilogue="")
-def list_(what: Literal["datasets", "models", "attacks", "defenses"], *names: str, cards: bool = False) -> int:
+def list_(what: What, *names: str, cards: bool = False) -> int:
     """List what can be named: datasets, models, attacks or defenses.
 
     For example:

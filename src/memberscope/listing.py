@@ -6,8 +6,10 @@ from typing import Literal
 
 from memberscope.errors import ConfigError
 
+What = Literal["datasets", "models", "attacks", "defenses", "partitions", "strategies"]
 
-def listing(what: Literal["datasets", "models", "attacks", "defenses"], names: tuple[str, ...] = ()) -> str:
+
+def listing(what: What, names: tuple[str, ...] = ()) -> str:
     """A line a name: what it is, and what an attack needs; or the cards of the attacks named.
 
     Raises
@@ -22,7 +24,14 @@ def listing(what: Literal["datasets", "models", "attacks", "defenses"], names: t
         from memberscope.attacks.registry import get_attack
 
         return "\n\n".join(wrapped(get_attack(name)) for name in names)
-    rows = {"datasets": _datasets, "models": _models, "attacks": _attacks, "defenses": _defenses}[what]()
+    rows = {
+        "datasets": _datasets,
+        "models": _models,
+        "attacks": _attacks,
+        "defenses": _defenses,
+        "partitions": _partitions,
+        "strategies": _strategies,
+    }[what]()
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {text}" for name, text in rows)
 
@@ -58,3 +67,22 @@ def _defenses() -> list[tuple[str, str]]:
             (name, f"{flag}. {defense.title}. Acts on: {where}. Cost: {defense.card.cost}. {defense.card.paper}")
         )
     return rows
+
+
+def _partitions() -> list[tuple[str, str]]:
+    from memberscope.federated.partition import SCHEMES
+
+    rows = [
+        (f"{name}:{scheme.default:g}" if scheme.takes else name, f"{scheme.description}. {scheme.takes}".rstrip(". "))
+        for name, scheme in SCHEMES.items()
+    ]
+    return [*rows, ("natural:FILE.npy", "an id for each record of the pool: equal ids, one client")]
+
+
+def _strategies() -> list[tuple[str, str]]:
+    from memberscope.federated.strategies import available, options_of
+
+    return [
+        (name, f"Flower's {kind.__name__}. Options: {', '.join(options_of(kind)) or 'none'}")
+        for name, kind in available().items()
+    ]

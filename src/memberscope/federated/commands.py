@@ -11,9 +11,15 @@ from memberscope.federated.config import FederationConfig
 
 app = App(
     name="federate",
-    help="Train a federation on Flower, see what each party sees, attack it from each seat.",
     help_format="plaintext",
-    help_epilogue="",
+    help_epilogue="""Examples:
+
+    memberscope federate --dataset digits --clients 5 --rounds 10
+    memberscope federate --dataset cifar10 --partition dirichlet:0.5 --rounds 30 --local-epochs 2
+    memberscope federate --dataset cifar10 --strategy fedprox --strategy-options proximal_mu=0.1
+    memberscope federate --dataset cifar10 --clients 1000 --fraction 0.1 --record nothing
+    memberscope federate --resume outputs/RUN
+    memberscope federate --dataset cifar10 --clients 2 --superlink 127.0.0.1:8000""",
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
 )
 
@@ -28,15 +34,7 @@ def federate(
     json: Annotated[bool, Parameter(negative=())] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
 ) -> int:
-    """Train a federation on Flower, in this process, and write a run folder.
-
-    For example:
-        memberscope federate --dataset digits --clients 5 --rounds 10
-        memberscope federate --dataset cifar10 --partition dirichlet:0.5 --rounds 30 --local-epochs 2
-        memberscope federate --dataset cifar10 --strategy fedprox --strategy-options proximal_mu=0.1
-        memberscope federate --dataset cifar10 --clients 1000 --fraction 0.1 --record nothing
-        memberscope federate --resume outputs/RUN
-        memberscope federate --dataset cifar10 --clients 2 --superlink 127.0.0.1:8000
+    """Train a federation on Flower, in this process or on a SuperLink, and write a run folder.
 
     Parameters
     ----------

@@ -126,7 +126,7 @@ class FederationConfig:
         Folder for run folders; default: $MEMBERSCOPE_OUTPUT_DIR, else ./outputs.
     """
 
-    dataset: str
+    dataset: str = ""
     data_dir: Path | None = None
     unverified_data: bool | None = None
     clients: int = 10
@@ -165,7 +165,12 @@ class FederationConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, coerced(f.name, getattr(self, f.name)))
-        if not isinstance(self.dataset, str) or not self.dataset:
+        if self.dataset == "":
+            raise ConfigError(
+                "no dataset was named",
+                "for example --dataset digits; with --resume the run folder has all other settings",
+            )
+        if not isinstance(self.dataset, str):
             raise ConfigError(f"dataset = {self.dataset!r} is no name", "`memberscope list datasets` shows them all")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -240,8 +245,6 @@ def from_settings(settings: Mapping[str, Any]) -> FederationConfig:
             near = difflib.get_close_matches(key, own | of_recipe, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see FederationConfig"
             raise ConfigError(f"unknown setting {key!r}", hint)
-    if "dataset" not in settings:
-        raise ConfigError("no dataset was named", "for example dataset='digits'")
     recipe = Recipe.from_dict({k: v for k, v in settings.items() if k in of_recipe})
     return FederationConfig(recipe=recipe, **{k: v for k, v in settings.items() if k in own})
 

@@ -38,6 +38,12 @@ def available() -> dict[str, type[Strategy]]:
     return dict(sorted(found.items()))
 
 
+def options_of(kind: type[Strategy]) -> list[str]:
+    """What `--strategy-options` may set of a strategy."""
+    names = inspect.signature(kind).parameters
+    return [name for name in names if name not in _OURS and not name.endswith(("_fn", "_rule"))]
+
+
 def chosen_each_round(config: FederationConfig, n_clients: int) -> int:
     """Clients that take part in a round."""
     return max(1, int(n_clients * config.fraction))
@@ -149,7 +155,7 @@ def _options(config: FederationConfig, kind: type[Strategy]) -> dict[str, Any]:
     import difflib
 
     parameters = inspect.signature(kind).parameters
-    allowed = [name for name in parameters if name not in _OURS and not name.endswith("_fn")]
+    allowed = options_of(kind)
     options: dict[str, Any] = {}
     for text in config.strategy_options:
         name, equals, value = text.partition("=")
