@@ -128,7 +128,7 @@ def test_records_come_from_the_apps_own_load_data(app_dir: Path) -> None:
     np.testing.assert_array_equal(records.owner, np.array(rows) % 4)
     np.testing.assert_array_equal(records.y, y[rows])
     assert records.member.sum() == 100
-    assert "100 trained on by 4 clients, 100 held and not trained on, 0 of nobody" in repr(records)
+    assert "100 trained on by 4 clients, 100 held by them and not trained on, 0 of nobody" in repr(records)
 
 
 def _module(folder: Path, body: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +37,12 @@ def run(
         Nothing that can be audited was named, or what must be known of it was not given.
     """
     from memberscope.federated.audit import audit_federation
+    from memberscope.federated.federation import quiet_flower
+    from memberscope.federated.recorder import say_nothing_but_warnings
 
     console = Console(quiet=quiet or as_json)
+    if quiet or as_json:
+        say_nothing_but_warnings()
     kept: Path | None = None
     about: Path | Subject
     more: list[Path | Subject] = list(tampered)
@@ -58,7 +63,8 @@ def run(
     elif source is not None:
         kept = new_folder(out.resolve().parent if out else default_output_dir(), f"{source.resolve().name}_recorded")
         console.note(f"Recording to {kept}; after an interruption: --transcript {kept / 'transcript'}")
-        about, malicious = of_app(source, foreign, kept, events=console)
+        with quiet_flower() if quiet or as_json else contextlib.nullcontext():
+            about, malicious = of_app(source, foreign, kept, events=console)
         more += malicious
         name = f"{about.name}_federated"
     else:

@@ -164,7 +164,7 @@ def audit(
     classes
         How many there are, where the records do not show all.
     learning_rate
-        Of the clients' optimiser, where the attacks may know it.
+        Of the clients' optimiser; default: the app's setting of that name.
     nodes
         Of a recording: which node is which client, as ID=K.
     malicious

@@ -12,6 +12,7 @@ from memberscope.errors import ConfigError
 from memberscope.federated import config as settings
 from memberscope.federated.config import FederationConfig
 from memberscope.federated.federation import CONFIG, Federation, federate, new_run_folder
+from memberscope.federated.recorder import say_nothing_but_warnings
 
 _SHOWN_REASONS = 5
 
@@ -27,6 +28,8 @@ def run_federation(
 ) -> int:
     """Train (or go on training) a federation and print its outcome; returns the exit code."""
     console = Console(quiet=quiet or as_json)
+    if quiet or as_json:
+        say_nothing_but_warnings()
     if resume is not None:
         if config is not None:
             raise ConfigError("--resume was given with other settings", "its settings are those in its run folder")

@@ -38,7 +38,7 @@ class ForeignSettings:
     classes
         How many there are, where the records do not show all.
     learning_rate
-        Of the clients' optimiser, if it is known.
+        Of the clients' optimiser; default: the app's setting of that name, if it has one.
     malicious
         Run the app once more with a malicious server: ``isolate:K``.
     record_every
@@ -113,7 +113,7 @@ def of_app(
     out = out.resolve()
     with inside(app.folder):
         records, module = _loaded(settings, list(range(number)), app.config)
-    events.note(repr(records))
+    events.note(str(records))
     runs: list[tuple[str, Callable[[Grid], Grid] | None]] = [("transcript", None)]
     if malice is not None:
         runs.append(("malicious", malice))
@@ -146,13 +146,15 @@ def of_recording(transcript: Path, settings: ForeignSettings, *, app: Path | Non
     """
     transcript = transcript.resolve()
     recorded = Transcript.open(transcript, nodes=_nodes(settings.nodes))
+    number = settings.clients or (max(recorded.clients, default=-1) + 1)
+    facts: dict[str, Any] = {"clients": number}
     config: Mapping[str, Any] = {}
     if app is not None and (app / "pyproject.toml").is_file():
-        config = read_app(app, settings.run_config).config
-    number = settings.clients or (max(recorded.clients, default=-1) + 1)
+        known = read_app(app, settings.run_config)
+        config, facts = known.config, _facts(known, number)
     with inside((app or Path.cwd()).expanduser().resolve()):
         records, module = _loaded(settings, list(range(number)), config)
-    return _subject(recorded, module, records, settings, transcript.name, {"clients": number})
+    return _subject(recorded, module, records, settings, transcript.name, facts)
 
 
 def malicious_server(text: str) -> Callable[[Grid], Grid]:
@@ -206,7 +208,7 @@ def _subject(
         records.owner,
         records.member,
         name=name,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.learning_rate or _rate(facts),
         model=settings.model,
         settings={**facts, "records": settings.records},
     )
@@ -216,6 +218,12 @@ def _subject(
             subject, classes=names, dataset={**subject.dataset, "classes": list(names), "n_classes": len(names)}
         )
     return subject
+
+
+def _rate(facts: Mapping[str, Any]) -> float | None:
+    """The learning rate among the settings of an app, whose name is a custom of Flower's templates."""
+    found = (facts.get(f"app_{name}") for name in ("learning-rate", "learning_rate", "lr"))
+    return next((float(rate) for rate in found if isinstance(rate, int | float) and rate > 0), None)
 
 
 def _facts(app: FlowerApp, clients: int) -> dict[str, Any]:

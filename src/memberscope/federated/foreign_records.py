@@ -79,13 +79,16 @@ class ForeignRecords:
         """The number of classes, as far as the records show it."""
         return int(self.y.max()) + 1
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         held, nobody = int((~self.member & (self.owner >= 0)).sum()), int((self.owner < 0).sum())
         shape, trainers = "x".join(map(str, self.x.shape[1:])), len(np.unique(self.owner[self.member]))
         return (
-            f"ForeignRecords({len(self.x):,} of shape {shape}: {int(self.member.sum()):,} trained on by {trainers} "
-            f"clients, {held:,} held and not trained on, {nobody:,} of nobody)"
+            f"{len(self.x):,} records of shape {shape}: {int(self.member.sum()):,} trained on by {trainers} clients, "
+            f"{held:,} held by them and not trained on, {nobody:,} of nobody"
         )
+
+    def __repr__(self) -> str:
+        return f"ForeignRecords({self})"
 
 
 def load_records(source: str, clients: Sequence[int], config: Mapping[str, Any] | None = None) -> ForeignRecords:

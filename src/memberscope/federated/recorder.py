@@ -32,6 +32,24 @@ _RESERVE = 128 * 2**20
 P = ParamSpec("P")
 
 
+class _Unconfigured(logging.StreamHandler[Any]):
+    """Prints to standard error where nobody has configured logging: what a tape will take is said before it is made."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            super().emit(record)
+
+
+if not _LOG.handlers:
+    _LOG.addHandler(_Unconfigured())
+    _LOG.setLevel(logging.INFO)
+
+
+def say_nothing_but_warnings() -> None:
+    """For whoever was asked to be quiet."""
+    _LOG.setLevel(logging.WARNING)
+
+
 class _StopError(Exception):
     """Why taping cannot go on."""
 

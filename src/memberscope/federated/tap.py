@@ -23,7 +23,7 @@ from memberscope.federated.array_files import Arrays
 from memberscope.federated.recorder import Recorder
 from memberscope.federated.tap_client import client_mod
 from memberscope.federated.tap_grid import watch_grid
-from memberscope.federated.taping import Precision, Taping
+from memberscope.federated.taping import LIMIT, Precision, Taping
 
 __all__ = ["client_mod", "watch", "watch_grid"]
 
@@ -44,7 +44,7 @@ def watch(
     clients: Collection[int] | None = None,
     precision: Precision = "float32",
     sums_only: bool = False,
-    max_bytes: int = 20 * 2**30,
+    max_bytes: int = LIMIT,
 ) -> S:
     """Record what the server sees: each round's model as sent, each client's reply, and what came out of the round.
 

@@ -11,7 +11,7 @@ from flwr.app import Context, Message
 from memberscope.errors import MemberscopeError, RunFolderError
 from memberscope.federated import wire
 from memberscope.federated.recorder import Recorder
-from memberscope.federated.taping import Precision, Taping
+from memberscope.federated.taping import LIMIT, Precision, Taping
 from memberscope.federated.transcript import Transcript
 
 _LOG = logging.getLogger("memberscope.tap")
@@ -26,7 +26,7 @@ def client_mod(
     every: int = 1,
     rounds: Collection[int] | None = None,
     precision: Precision = "float32",
-    max_bytes: int = 20 * 2**30,
+    max_bytes: int = LIMIT,
 ) -> Mod:
     """A Flower mod that records what a curious client sees: ``ClientApp(mods=[tap.client_mod("runs/a")])``.
 

@@ -11,7 +11,7 @@ from flwr.app import Message
 
 from memberscope.federated import wire
 from memberscope.federated.recorder import Recorder
-from memberscope.federated.taping import Precision, Taping
+from memberscope.federated.taping import LIMIT, Precision, Taping
 
 G = TypeVar("G")
 
@@ -29,7 +29,7 @@ def watch_grid(
     clients: Collection[int] | None = None,
     precision: Precision = "float32",
     sums_only: bool = False,
-    max_bytes: int = 20 * 2**30,
+    max_bytes: int = LIMIT,
 ) -> G:
     """Record what passes through a grid: ``grid = tap.watch_grid(grid, out)`` as the first line of a ServerApp.
 

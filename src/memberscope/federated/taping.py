@@ -10,6 +10,8 @@ from memberscope.errors import ConfigError
 from memberscope.federated.array_files import Arrays
 
 Precision = Literal["float32", "float16"]
+LIMIT = 20_000_000_000
+"""Bytes that a transcript takes at most, unless told otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Taping:
     clients: Collection[int] | None = None
     precision: Precision = "float32"
     sums_only: bool = False
-    max_bytes: int = 20 * 2**30
+    max_bytes: int = LIMIT
 
     def __post_init__(self) -> None:
         if self.every < 1:
