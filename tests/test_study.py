@@ -6,10 +6,12 @@ import csv
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,3 +277,15 @@ def test_pictures_hold_for_no_leak_and_for_all(tmp_path, leaks):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     tradeoff(tmp_path / "none.png", [], None, title="t", of_whom="canaries")
     assert (tmp_path / "none.png").is_file()
+
+
+def test_documented_studies_are_studies(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    page = (root / "docs" / "study.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "page.toml").write_text(block, encoding="utf-8")
+    assert len(read_study(tmp_path / "page.toml").cells()) == 6
+    shipped = sorted((root / "benchmarks" / "studies").glob("*.toml"))
+    assert shipped
+    for path in shipped:
+        assert read_study(path).cells()

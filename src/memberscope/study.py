@@ -135,9 +135,10 @@ def run(config: StudyConfig, where: Mapping[str, Any] | None = None, /, *, event
             events.stage(f"Audit {number} of {len(cells)}: {cell}{_pace(begun, done_here)}")
             try:
                 audit(cell.config(where), events=events).save(path)
-            except MemberscopeError as error:
-                failures[cell.key] = str(error)
-                events.note(f"Audit {number} of {len(cells)} ({cell}) failed: {error}")
+            except Exception as error:  # of a long study the other audits are not lost with one, whatever ended it
+                told = str(error) if isinstance(error, MemberscopeError) else f"{type(error).__name__}: {error}"
+                failures[cell.key] = told
+                events.note(f"Audit {number} of {len(cells)} ({cell}) failed: {told}")
                 continue
             except KeyboardInterrupt:
                 there = len(state(config, folder).documents)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-EXIT_INCOMPLETE = 3
+EXIT_BUSY, EXIT_FAILED = 2, 3
 
 
 def study(
@@ -35,7 +35,9 @@ def study(
         memberscope study defenses.toml --table
 
     An audit that is there is not made again, one that was interrupted goes on, so the same command may be given again
-    and again. docs/study.md shows how a study is written. Exit codes: 0 all audits are there, 3 some failed.
+    and again. docs/study.md shows how a study is written.
+
+    Exit codes: 0 done; 2 other processes are still at some audits; 3 some failed.
 
     Parameters
     ----------
@@ -88,7 +90,9 @@ def study(
         sys.stdout.write(json_format.dumps(content, ensure_ascii=False, default=str) + "\n")
     else:
         sys.stdout.write(markdown(found) + f"\nTables and pictures: {folder.resolve()}\n")
-    return EXIT_INCOMPLETE if found.failures else 0
+    if found.failures:
+        return EXIT_FAILED
+    return EXIT_BUSY if found.busy else 0
 
 
 def _plan(config: Any, folder: Path, where: dict[str, Any], *, as_json: bool) -> int:

@@ -267,10 +267,27 @@ def _exposed(results: Results) -> dict[str, Any]:
         "n_classes": (results.get("dataset") or {}).get("n_classes"),
         "sure": (wording.count(zero["k"]), wording.count(zero["n"])) if zero and wording.known(zero.get("k")) else None,
         "flagged": _flagged(exposed.get("flagged")),
+        "worst": _worst_case(results),
         "gap": wording.significant(100 * gap) if wording.known(gap) else "",
         "train": wording.percent(target.get("train_acc")),
         "test": wording.percent(target.get("test_acc")),
         "pictures": len(exposed.get("top_records") or []),
+    }
+
+
+def _worst_case(results: Results) -> dict[str, str] | None:
+    """The most exposed kind of canary: in how many of 100 pairs the attack is right, beside ordinary records."""
+    canaries = results.get("canaries") or {"kinds": []}
+    known = [kind for kind in canaries["kinds"] if kind["auc"] and wording.known(kind["auc"].get("value"))]
+    if not known:
+        return None
+    worst = max(known, key=lambda kind: float(kind["auc"]["value"]))
+    judge = next(a for a in results["attacks"] if a["name"] == canaries["attack"])
+    return {
+        "kind": worst["kind"],
+        "text": worst["text"],
+        **_pairs(worst["auc"]),
+        "average": _pairs(judge["evaluation"]["auc"])["pairs"],
     }
 
 
