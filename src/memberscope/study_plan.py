@@ -28,7 +28,7 @@ class PlannedCell:
     done
         Whether it is there.
     trainings
-        Models that it trains: the target and its reference models.
+        Models that it trains: targets and reference models.
     seconds
         Estimate of their trainings on this machine; None where nothing was measured (another device than the CPU).
     """
@@ -90,7 +90,7 @@ def describe(planned: list[PlannedCell]) -> list[str]:
 
 def _trainings(audit: AuditConfig) -> int:
     shadows = audit.n_shadows
-    return 1 + shadows + shadows % 2
+    return audit.targets + shadows + shadows % 2
 
 
 def _seconds(audit: AuditConfig, dataset: Dataset, trainings: int, rates: dict[Any, float | None]) -> float | None:
@@ -108,8 +108,9 @@ def _seconds(audit: AuditConfig, dataset: Dataset, trainings: int, rates: dict[A
     if rate is None:
         return None
     one = bank_plan.records_computed(audit.recipe, members, dataset.n) / rate
-    at_once = min(audit.threads or usable_cores(), max(1, trainings - 1))
-    return one + -(-(trainings - 1) // at_once) * one
+    references = trainings - audit.targets
+    at_once = min(audit.threads or usable_cores(), max(1, references))
+    return (audit.targets + -(-references // at_once)) * one
 
 
 def _rate(audit: AuditConfig, dataset: Dataset, split: Split) -> float | None:

@@ -170,6 +170,8 @@ def mark_front(points: Sequence[Point]) -> list[Point]:
 
 def _leakage(line: Line, document: Document, fpr: float, *, canaries: bool) -> Mapping[str, Any] | None:
     if canaries:
+        if line["canary_kind"] is None:
+            return None
         kinds = {kind["kind"]: kind for kind in document["canaries"]["kinds"]}
         attacks = kinds[line["canary_kind"]]["attacks"]
         found = [a["evaluation"] for a in attacks if a["name"] == line["canary_attack"] and a["evaluation"]]
@@ -215,7 +217,8 @@ def _canaries(canaries: Mapping[str, Any] | None) -> Line:
     """The most exposed kind of canary, under the attack that canaries are judged by."""
     keys = ("canary_kind", "canaries", "canary_attack", "canary_lowest_fpr")
     if not canaries or canaries["attack"] is None:
-        return dict.fromkeys(keys) | _three("canary_auc", None) | _three("canary_tpr_at_lowest", None)
+        names = ("canary_auc", "canary_tpr_at_lowest", "canary_tpr_at_zero_false_positives")
+        return dict.fromkeys(keys) | {column: None for name in names for column in _three(name, None)}
 
     def exposure(kind: Mapping[str, Any]) -> tuple[float, float]:
         tpr = (kind["tpr"] or {}).get("estimate") or {}
@@ -226,7 +229,9 @@ def _canaries(canaries: Mapping[str, Any] | None) -> Line:
     line: Line = dict(
         zip(keys, (worst["kind"], canaries["records"], canaries["attack"], tpr and tpr["fpr"]), strict=True)
     )
-    return line | _three("canary_auc", worst["auc"]) | _three("canary_tpr_at_lowest", tpr and tpr["estimate"])
+    judged = next((a["evaluation"] for a in worst["attacks"] if a["name"] == canaries["attack"]), None)
+    line |= _three("canary_auc", worst["auc"]) | _three("canary_tpr_at_lowest", tpr and tpr["estimate"])
+    return line | _three("canary_tpr_at_zero_false_positives", judged and judged["tpr_at_zero_fp"]["tpr"])
 
 
 def _bounds(document: Document) -> Line:
