@@ -214,22 +214,24 @@ def list_(what: What, *names: str, cards: bool = False) -> int:
     For example:
         memberscope list attacks
         memberscope list attacks lira-online-eb rmia-offline
+        memberscope list defenses dp_sgd
 
     Parameters
     ----------
     what
         What to list.
     names
-        Attacks whose cards to show: paper, formula, knowledge, cost, known traps.
+        Attacks or defenses whose cards to show: paper, formula, cost, known traps.
     cards
-        Show the cards of all attacks.
+        Show all cards, of the attacks or of the defenses.
     """
     from memberscope.listing import listing
 
-    if cards and what == "attacks" and not names:
+    if cards and not names:
         from memberscope.attacks.registry import all_attacks
+        from memberscope.defenses.registry import all_defenses
 
-        names = tuple(all_attacks())
+        names = tuple(all_attacks()) if what == "attacks" else tuple(all_defenses()) if what == "defenses" else ()
     sys.stdout.write(listing(what, names) + "\n")
     return 0
 

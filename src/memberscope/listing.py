@@ -10,14 +10,18 @@ What = Literal["datasets", "models", "attacks", "defenses", "partitions", "strat
 
 
 def listing(what: What, names: tuple[str, ...] = ()) -> str:
-    """A line a name: what it is, and what an attack needs; or the cards of the attacks named.
+    """A line a name: what it is, and what an attack needs; or the cards of the attacks or defenses named.
 
     Raises
     ------
     ConfigError
-        No such attack, or names of what has no cards.
+        No such attack or defense, or names of what has no cards.
     """
     if names:
+        if what == "defenses":
+            from memberscope.defenses.cards import wrapped as card_of
+
+            return "\n\n".join(card_of(name) for name in names)
         if what != "attacks":
             raise ConfigError(f"list {what} takes no further word", f"`memberscope list {what}` shows them all")
         from memberscope.attacks.cards import wrapped
@@ -57,16 +61,10 @@ def _attacks() -> list[tuple[str, str]]:
 
 
 def _defenses() -> list[tuple[str, str]]:
+    from memberscope.defenses.cards import line
     from memberscope.defenses.registry import all_defenses
 
-    rows = []
-    for name, defense in all_defenses().items():
-        flag = f"--{defense.settings[0].replace('_', '-')}" if defense.settings else f"--defenses {name}"
-        where = ", ".join(defense.acts)
-        rows.append(
-            (name, f"{flag}. {defense.title}. Acts on: {where}. Cost: {defense.card.cost}. {defense.card.paper}")
-        )
-    return rows
+    return [(name, line(defense)) for name, defense in all_defenses().items()]
 
 
 def _partitions() -> list[tuple[str, str]]:

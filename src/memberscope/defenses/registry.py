@@ -117,7 +117,7 @@ def check(recipe: Recipe) -> None:
     for defense in defenses:
         defense.check(recipe)
     for one, other in combinations(defenses, 2):
-        reason = one.clashes.get(other.name) or other.clashes.get(one.name) or _structural(one, other)
+        reason = clash(type(one), type(other))
         if reason:
             raise ConfigError(f"{one.name} and {other.name} do not go together: {reason}", "leave one of them out")
 
@@ -159,21 +159,29 @@ def timed(recipe: Recipe) -> Recipe:
     return replace(recipe, **changes)
 
 
-def _structural(one: Defense, other: Defense) -> str:
+def clash(one: type[Defense], other: type[Defense]) -> str:
+    """Why two defenses do not go together; empty: they do."""
+    return one.clashes.get(other.name) or other.clashes.get(one.name) or _structural(one, other)
+
+
+def _structural(one: type[Defense], other: type[Defense]) -> str:
     """Why two defenses contradict each other by where they act; empty: they do not."""
-    for kind, what in ((LossDefense, "each replaces the loss"), (Procedure, "each is a training procedure of its own")):
-        if isinstance(one, kind) and isinstance(other, kind):
+    kinds = ((LossDefense, "each replaces the loss"), (Procedure, "each is a training procedure of its own"))
+    for kind, what in (*kinds, (GradientDefense, "each computes the gradient")):
+        if issubclass(one, kind) and issubclass(other, kind):
             return what
-    if isinstance(one, GradientDefense) and isinstance(other, GradientDefense):
-        return "each computes the gradient"
-    for a, b in ((one, other), (other, one)):
-        if isinstance(a, LossDefense) and b.name == "label_smoothing":
+    return _one_sided(one, other) or _one_sided(other, one)
+
+
+def _one_sided(a: type[Defense], b: type[Defense]) -> str:
+    if issubclass(a, GradientDefense) and a.per_record and issubclass(b, DataDefense | LossDefense):
+        if not b.per_record:
+            return f"{a.name} needs the gradient of each record alone, and {b.name} mixes the records of a batch"
+    elif issubclass(a, LossDefense):
+        if b.name == "label_smoothing":
             return f"it softens the labels of the cross-entropy, which {a.name} replaces"
-        if isinstance(a, LossDefense) and not a.soft_targets and isinstance(b, DataDefense | Procedure):
+        if not a.soft_targets and issubclass(b, DataDefense | Procedure):
             return f"{b.name} gives records soft targets, and {a.name} needs one class a record"
-        if isinstance(a, GradientDefense) and a.per_record and isinstance(b, DataDefense | LossDefense):
-            if not b.per_record:
-                return f"{a.name} needs the gradient of each record alone, and {b.name} mixes the records of a batch"
-        elif isinstance(a, LossDefense) and isinstance(b, Procedure):
+        if issubclass(b, Procedure):
             return f"{b.name} teaches by its own loss, and {a.name} replaces it"
     return ""
