@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import hashlib
 import json
 import logging
 import shutil
@@ -107,7 +108,7 @@ class Recorder:
         self.seconds = 0.0
         self.stopped: str | None = None
         self.round: int | None = None
-        self._payloads: list[tuple[str, Arrays]] = []
+        self._payloads: dict[bytes, tuple[str, Arrays]] = {}
         self._sent: dict[int, tuple[str, Arrays]] = {}
         self._mean = RunningMean()
         self._known: set[int] = set()
@@ -228,17 +229,18 @@ class Recorder:
         if self.round is not None:
             self._write_sum(self.round)
         self.round = number
-        self._payloads = self._payloads[-1:]
+        self._payloads = dict(list(self._payloads.items())[-1:])
         self._sent = {}
 
     def _payload(self, number: int, arrays: Arrays, kind: str) -> tuple[str, Arrays]:
         """The file that holds these arrays, written unless this round or the end of the last one wrote them."""
-        for known in reversed(self._payloads):
-            if _same(known[1], arrays):
+        for known in self._payloads.values():
+            if known[1] is arrays:
                 return known
-        written = self._write(number, kind, arrays), arrays
-        self._payloads.append(written)
-        return written
+        digest = _digest(arrays)
+        if digest not in self._payloads:
+            self._payloads[digest] = self._write(number, kind, arrays), arrays
+        return self._payloads[digest]
 
     def _reply(self, number: int, reply: ClientReply, arrays: Arrays) -> None:
         base = self._sent.get(reply.node)
@@ -313,14 +315,13 @@ def _said(reply: ClientReply) -> dict[str, Any]:
     return {"num_examples": reply.num_examples, "metrics": reply.metrics or None}
 
 
-def _same(one: Arrays, other: Arrays) -> bool:
-    """True for equal arrays bit by bit: NaN equals NaN here, 0.0 and -0.0 differ."""
-    if one is other:
-        return True
-    return one.keys() == other.keys() and all(
-        a is (b := other[name]) or (a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
-        for name, a in one.items()
-    )
+def _digest(arrays: Arrays) -> bytes:
+    """Equal for arrays that are equal bit by bit, in the same order."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for name, value in arrays.items():
+        hasher.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        hasher.update(value.tobytes())
+    return hasher.digest()
 
 
 def _halved(arrays: Arrays, base: Arrays) -> tuple[Arrays, dict[str, float]] | None:
