@@ -15,11 +15,11 @@ app = App(
     help_epilogue="""Examples:
 
     memberscope federate --dataset digits --clients 5 --rounds 10
-    memberscope federate --dataset cifar10 --partition dirichlet:0.5 --rounds 30 --local-epochs 2
-    memberscope federate --dataset cifar10 --strategy fedprox --strategy-options proximal_mu=0.1
-    memberscope federate --dataset cifar10 --clients 1000 --fraction 0.1 --record nothing
+    memberscope federate --dataset cifar10 --partition dirichlet:0.5
+    memberscope federate --dataset cifar10 --strategy fedadam --local-epochs 2
+    memberscope federate --dataset cifar10 --clients 1000 --fraction 0.1
     memberscope federate --resume outputs/RUN
-    memberscope federate --dataset cifar10 --clients 2 --superlink 127.0.0.1:8000""",
+    memberscope federate --dataset digits --superlink 127.0.0.1:8000""",
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
 )
 
