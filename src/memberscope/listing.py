@@ -68,7 +68,7 @@ def _defenses() -> list[tuple[str, str]]:
 
 
 def _partitions() -> list[tuple[str, str]]:
-    from memberscope.federated.partition import SCHEMES
+    from memberscope.federated.sharing import SCHEMES
 
     rows = [
         (f"{name}:{scheme.default:g}" if scheme.takes else name, f"{scheme.description}. {scheme.takes}".rstrip(". "))

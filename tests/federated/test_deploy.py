@@ -49,6 +49,9 @@ def test_where_no_superlink_is_flower_s_last_words_are_told(tmp_path: Path) -> N
     with pytest.raises(MemberscopeError, match=r"did not finish; Flower's last words:\n +\S"):
         deploy(settings(clients=2), SuperLink("127.0.0.1:9"), folder=tmp_path / "run")
     assert (tmp_path / "run" / "flower.log").is_file()
+    assert configs.read(tmp_path / "run" / "config.toml") == settings(clients=2)
+    with pytest.raises(ConfigError, match="malicious parties act in this process alone"):
+        deploy(settings(malicious="isolate:0"), SuperLink("127.0.0.1:9"), folder=tmp_path / "other")
 
 
 def test_a_model_that_goes_on_travels_as_flower_has_it(tmp_path: Path, digits: Dataset) -> None:

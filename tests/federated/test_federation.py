@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from federation_settings import SETTINGS, settings
 
 from memberscope.errors import ConfigError, RunFolderError
 from memberscope.events import Events
-from memberscope.federated import federation as federations
 from memberscope.federated.federation import Federation, federate, read
+from memberscope.federated.outcome import client_privacy
 from memberscope.records.pool import Dataset
 
 Run = Callable[..., Federation]
@@ -49,8 +50,6 @@ def test_the_same_seed_gives_the_same_bits(run: Run) -> None:
 
 def test_clients_train_on_their_members_alone(run: Run, digits: Dataset) -> None:
     """Whatever the other records are, the model stays the same to the bit."""
-    from dataclasses import replace
-
     plain = run()
     x = digits.x.copy()
     x[~plain.design.member] = 255 - x[~plain.design.member]
@@ -114,8 +113,11 @@ def test_kill_9_in_the_middle_of_a_round(digits: Dataset, tmp_path: Path) -> Non
 
 def test_a_resumed_run_needs_the_same_records(run: Run, digits: Dataset) -> None:
     trained = run()
-    with pytest.raises(RunFolderError, match="shared out otherwise"):
+    with pytest.raises(RunFolderError, match="other settings: seed = 5 instead of 0"):
         federate(settings(seed=5), dataset=digits, folder=trained.folder, resume=True)
+    other = replace(digits, x=255 - digits.x)
+    with pytest.raises(RunFolderError, match="are others, or shared out otherwise"):
+        federate(settings(), dataset=other, folder=trained.folder, resume=True)
     with pytest.raises(RunFolderError, match="no folder of a federation"):
         read(trained.folder.parent)
 
@@ -145,7 +147,7 @@ def test_central_noise_is_accounted_for(run: Run) -> None:
     privacy = trained.summary["privacy"]
     assert privacy["mu"] == pytest.approx(2.0)
     assert 8 < privacy["epsilon"] < 10.5  # Gaussian mechanism of mu = 2 at 1e-5
-    assert federations._privacy(settings()) is None
+    assert client_privacy(settings()) is None
 
 
 def test_dp_sgd_at_the_clients_is_accounted_for(run: Run) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memberscope.errors import ConfigError, DataError
-from memberscope.federated.partition import SCHEMES, Partition, draw, from_ids, from_loader, parse
+from memberscope.federated.partition import Partition, from_ids, from_loader
+from memberscope.federated.sharing import SCHEMES, draw, parse
 
 SPECS = ("iid", "dirichlet:0.1", "dirichlet:10", "pathological:2", "shards:2", "sizes:0.3")
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from memberscope import seeds
 from memberscope.errors import ConfigError, DataError, RunFolderError
-from memberscope.federated.partition import Partition, draw, from_ids
+from memberscope.federated.partition import Partition, from_ids
+from memberscope.federated.sharing import draw
 from memberscope.files import replacing
 from memberscope.records.pool import Dataset
 
@@ -94,7 +95,7 @@ def plan(dataset: Dataset, *, partition: str, n_clients: int, held_fraction: flo
     dataset
         The pool; clients hold its official training part, or nine tenths by class where it has none.
     partition
-        A spec of `partition.draw`, or ``natural:FILE.npy`` with an id for each record of the pool.
+        A spec of `sharing.draw`, or ``natural:FILE.npy`` with an id for each record of the pool.
     n_clients
         Number of clients; a natural partition has as many as there are ids.
     held_fraction

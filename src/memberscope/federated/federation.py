@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from memberscope.federated import config as settings
 from memberscope.federated import design as designs
 from memberscope.federated.config import FederationConfig
 from memberscope.federated.design import Design
+from memberscope.federated.outcome import as_epochs, summarise, weakest_guarantee
 from memberscope.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from memberscope.training.trained_model import TrainedModel
 
 CONFIG, SUMMARY, MODEL, TRANSCRIPT = "config.toml", "federation.json", "model", "transcript"
-_FORMAT = "memberscope federation 1"
+ENVIRONMENT = "environment.json"
+_WHERE = ("data_dir", "unverified_data", "device", "threads", "out")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,7 +127,7 @@ def federate(
     design = design or plan(config, pool)
     folder = folder or new_run_folder(config)
     if resume:
-        _check_same(folder, pool, design)
+        _check_same(folder, config, pool, design)
     prepare(folder, config, pool, design)
     events.stage(f"Training the federation ({config.strategy})")
     events.federation(
@@ -182,8 +185,8 @@ def finish(site: Site, folder: Path, events: Events) -> Federation:
     if kept is None or kept.round < site.config.rounds:
         raise RunFolderError(f"the federation in {folder} is not finished", f"go on with --resume {folder}")
     events.stage("Writing the run folder")
-    privacy = _weakest_guarantee(site, kept.history)
-    model = site.local.model(unpack(kept.arrays), tuple(_as_epochs(kept.history)), privacy)
+    privacy = weakest_guarantee(site, kept.history)
+    model = site.local.model(unpack(kept.arrays), tuple(as_epochs(kept.history)), privacy)
     dataset, design = site.dataset, site.design
     save(
         model,
@@ -193,7 +196,7 @@ def finish(site: Site, folder: Path, events: Events) -> Federation:
         dataset_fingerprint=dataset.fingerprint,
     )
     learning_curves(folder / "learning_curves.png", kept.history)
-    summary = _summary(site.config, dataset, design, model, kept.history)
+    summary = summarise(site.config, dataset, design, model, kept.history)
     write_json(folder / SUMMARY, summary)
     return Federation(folder, site.config, dataset, design, model, kept.history, summary)
 
@@ -205,7 +208,7 @@ def read_finished(config: FederationConfig, folder: Path, events: Events) -> Fed
 
     pool = load(config.dataset, config.data_dir, unverified=config.unverified_data)
     design = plan(config, pool)
-    _check_same(folder, pool, design)
+    _check_same(folder, config, pool, design)
     return finish(apps.Site(config, lambda: pool, lambda _: design, resident=True), folder, events)
 
 
@@ -219,8 +222,6 @@ def read(folder: Path, *, dataset: Dataset | None = None, device: str = "auto") 
     DataError
         The records are others than those it was trained on.
     """
-    import json
-
     from memberscope.data_loader import load
     from memberscope.federated import standing
     from memberscope.training.model_files import load as load_model
@@ -260,18 +261,33 @@ def prepare(folder: Path, config: FederationConfig, dataset: Dataset, design: De
     written = replace(config, data_dir=config.data_dir.resolve() if config.data_dir else None)
     write_text(folder / CONFIG, to_toml(written.to_dict()))
     designs.write(design, folder)
-    write_json(folder / "environment.json", environment.describe())
+    write_json(folder / ENVIRONMENT, {**environment.describe(), "records_sha256": dataset.fingerprint})
     counts = design.partition.counts(dataset.y, dataset.n_classes)
     partition_map(folder / "partition.png", counts, dataset.classes, config.partition)
 
 
-def _check_same(folder: Path, dataset: Dataset, design: Design) -> None:
+def _check_same(folder: Path, config: FederationConfig, dataset: Dataset, design: Design) -> None:
+    """A federation goes on with the settings and the records that it was begun with."""
+    begun, now = settings.read(folder / CONFIG).to_dict(), config.to_dict()
+    other = [k for k in sorted({*begun, *now} - set(_WHERE)) if begun.get(k) != now.get(k)]
+    if other:
+        named = ", ".join(f"{k} = {now.get(k)!r} instead of {begun.get(k)!r}" for k in other[:3])
+        raise RunFolderError(f"the federation in {folder} was begun with other settings: {named}")
     kept = designs.read(folder)
-    if not np.array_equal(kept.owner, design.owner) or not np.array_equal(kept.member, design.member):
+    same = np.array_equal(kept.owner, design.owner) and np.array_equal(kept.member, design.member)
+    if not same or _records_of(folder) not in (None, dataset.fingerprint):
         raise RunFolderError(
-            f"the records of {dataset.name} are shared out otherwise than in {folder}",
-            "resume with the records and settings that the federation was begun with",
+            f"the records of {dataset.name} are others, or shared out otherwise, than in {folder}",
+            "resume with the records that the federation was begun with",
         )
+
+
+def _records_of(folder: Path) -> str | None:
+    try:
+        told = json.loads((folder / ENVIRONMENT).read_bytes()).get("records_sha256")
+    except (OSError, ValueError):
+        return None
+    return str(told) if told else None
 
 
 def taped(strategy: Strategy, config: FederationConfig, folder: Path) -> Strategy:
@@ -303,89 +319,3 @@ def quiet_flower() -> Iterator[None]:
     finally:
         logger.setLevel(before)
         logger.propagate = passed_on
-
-
-def _as_epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rounds as the history of a central training has its epochs: nobody's records are its validation."""
-    return [
-        {
-            "epoch": record["round"],
-            "train_loss": record["train_loss"] if record["train_loss"] is not None else 0.0,
-            "train_acc": record["train_acc"] if record["train_acc"] is not None else 0.0,
-            "val_loss": record["test_loss"],
-            "val_acc": record["test_acc"],
-            "seconds": record["seconds"],
-        }
-        for record in history
-    ]
-
-
-def _summary(
-    config: FederationConfig,
-    dataset: Dataset,
-    design: Design,
-    model: TrainedModel,
-    history: list[dict[str, Any]],
-) -> dict[str, Any]:
-    x, y = dataset.x, dataset.y
-    accuracy = {
-        name: model.accuracy(x[rows], y[rows]) if rows.any() else None
-        for name, rows in (
-            ("trained_on", design.member),
-            ("held", ~design.member & ~design.nobody),
-            ("of_nobody", design.nobody),
-        )
-    }
-    failed = [entry for record in history for entry in record["failed"]]
-    return {
-        "format": _FORMAT,
-        "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint, "records": dataset.n},
-        "clients": design.n_clients,
-        "rounds": config.rounds,
-        "records": {
-            "trained_on": int(design.member.sum()),
-            "held": int((~design.member & ~design.nobody).sum()),
-            "of_nobody": int(design.nobody.sum()),
-        },
-        "records_of_clients": design.partition.sizes.tolist(),
-        "skew": design.partition.skew(dataset.y, dataset.n_classes),
-        "accuracy": accuracy,
-        "failures": {"replies": len(failed), "of": sum(len(r["clients"]) + len(r["failed"]) for r in history)},
-        "privacy": _privacy(config),
-        "record_privacy": model.privacy,
-        "seconds": sum(r["seconds"] for r in history),
-        "weights_sha256": model.weights_sha256,
-        "precision": model.precision,
-        "settings": config.to_dict(),
-    }
-
-
-def _weakest_guarantee(site: Site, history: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """DP-SGD's guarantee for the records of the client that has the weakest; the steps of all its rounds add up."""
-    epochs = [0] * site.design.n_clients
-    for record in history:
-        for entry in record["clients"]:
-            epochs[entry["client"]] += entry["epochs"]
-    found = [g for client, made in enumerate(epochs) if (g := site.local.guarantee(client, made)) is not None]
-    return max(found, key=lambda g: float("inf") if g["epsilon"] is None else g["epsilon"], default=None)
-
-
-def _privacy(config: FederationConfig) -> dict[str, Any] | None:
-    """The guarantee that central noise gives a client; None without any.
-
-    Each round adds Gaussian noise of z C / n to the mean of n updates of norm C at most: with a client's update in it
-    or zeroed, the means differ by C / n. T rounds of it are sqrt(T)/z-GDP (Dong et al. 2022, corollary 3.3); no gain
-    from the choice of clients is claimed.
-    """
-    if not config.central_noise:
-        return None
-    from memberscope.statistics.gaussian_dp import gdp_epsilon
-
-    mu = config.rounds**0.5 / config.central_noise
-    return {
-        "unit": "one client's updates, present or zeroed",
-        "holds_against": "whoever sees the global models, not the server",
-        "delta": config.local_delta,
-        "epsilon": gdp_epsilon(mu, config.local_delta),
-        "mu": mu,
-    }
