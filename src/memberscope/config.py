@@ -70,8 +70,8 @@ class AuditConfig:
         Reference models, trained by the target's recipe on random halves of the audited records; an odd number is
         raised by one. Default: as the preset says, else none.
     preset
-        quick: no reference models. standard: 16. thorough: 64. forensic: 256. What each costs here and which claims it
-        supports is said before anything is trained. --shadows overrides it.
+        quick: no reference models. standard: 16. thorough: 64. forensic: 256 and 500 canaries. What each costs here and
+        which claims it supports is said before anything is trained. --shadows and --canaries override it.
     bank
         Folder of the reference models; default: one in the folder for trained models, found again by its settings.
     workers
