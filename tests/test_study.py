@@ -255,7 +255,7 @@ def test_the_front_is_who_nobody_beats():
 
 
 def test_seeds_are_averaged_with_an_interval_over_trainings(records):
-    mean = study_module.study_table._mean([(0.1, 0.0, 1.0), (0.2, 0.0, 1.0), (0.3, 0.0, 1.0)])
+    mean = study_module.study_table.mean_of([(0.1, 0.0, 1.0), (0.2, 0.0, 1.0), (0.3, 0.0, 1.0)])
     assert (
         mean == pytest.approx((0.2, 0.2 - 4.3027 * 0.1 / 3**0.5, 0.2 + 4.3027 * 0.1 / 3**0.5), abs=1e-4) or mean[1] == 0
     )
