@@ -83,10 +83,11 @@ class QuantileRegression(Attack):
 def _reduced(
     known: NDArray[np.floating], asked: NDArray[np.floating], rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    if known.shape[1] <= COMPONENTS:
+    components = min(COMPONENTS, len(known))
+    if known.shape[1] <= components:
         return known.astype(np.float64), asked.astype(np.float64)
     from sklearn.decomposition import PCA
 
-    reduction = PCA(COMPONENTS, svd_solver="randomized", random_state=int(rng.integers(2**31)))
+    reduction = PCA(components, svd_solver="randomized", random_state=int(rng.integers(2**31)))
     reduction.fit(known[np.lexsort(known.T[:3])])
     return reduction.transform(known).astype(np.float64), reduction.transform(asked).astype(np.float64)
