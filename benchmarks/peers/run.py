@@ -47,7 +47,7 @@ SLOW_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Peer:
-    """A package: what pip is asked for, in order, and the adapter that runs it."""
+    """A package: what pip is asked for (the package last), and the adapter that runs it."""
 
     requirements: tuple[str, ...]
     adapter: str
@@ -77,13 +77,12 @@ def install(name: str, work: Path) -> tuple[Path, str]:
         return python, failed.read_text()
     print(f"installing {', '.join(peer.requirements)}", file=sys.stderr, flush=True)
     venv.create(folder, with_pip=True, clear=True)
-    for requirement in peer.requirements:
-        command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", requirement]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            reason = next((line for line in result.stderr.splitlines() if line.startswith("ERROR")), "pip failed")
-            failed.write_text(f"{requirement} does not install: {reason}")
-            return python, failed.read_text()
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *peer.requirements]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        reason = next((line for line in result.stderr.splitlines() if line.startswith("ERROR")), "pip failed")
+        failed.write_text(f"{peer.requirements[-1]} does not install: {reason}")
+        return python, failed.read_text()
     done.touch()
     return python, ""
 
@@ -183,10 +182,15 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=HERE / ".work")
+    parser.add_argument("--install", action="store_true", help="install the packages, and no more")
     parser.add_argument("--forget", action="store_true", help="remove the environments when done")
     given = parser.parse_args()
     work: Path = given.work
     work.mkdir(parents=True, exist_ok=True)
+    if given.install:
+        for name in given.peers.split(","):
+            print(f"{name}: {install(name, work)[1] or 'installed'}", flush=True)
+        return
     cases = [work / "synthetic.npz"]
     if not cases[0].exists():
         inputs.synthetic(cases[0])
