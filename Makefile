@@ -5,12 +5,14 @@ BIN    := $(VENV)/bin
 # Contended OpenMP threads run many times slower: tests run in as many processes as there are cores, one thread each.
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint bench bench-scale bench-peers clean
 help:
 	@echo "make demo   train, attack and report on the embedded digits data (about a minute)"
 	@echo "make test   run the tests"
 	@echo "make lint   style and types"
 	@echo "make bench  measure what the README claims"
+	@echo "make bench-scale  time and memory of audits of 10^4 to 10^6 records"
+	@echo "make bench-peers  published packages on the same arrays (LOCATION30=file.npz adds that data set)"
 
 install: $(VENV)/.installed
 
@@ -35,6 +37,12 @@ lint: install
 bench: install
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/training.py
+
+bench-scale: install
+	$(BIN)/python benchmarks/scale.py $(ARGS)
+
+bench-peers: install
+	$(BIN)/python benchmarks/peers/run.py $(if $(LOCATION30),--location30 $(LOCATION30)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,14 +1,13 @@
-"""What an adapter is run by: `python adapters/NAME.py CASE.npz ATTACK OUT.npz`, or `--list`. Needs NumPy alone.
+"""What an adapter is run by: `python adapters/NAME.py CASE.npz FOLDER ATTACK...`, or `--list`. Needs NumPy alone.
 
-Every attack of every tool runs in a process of its own, after the tool was imported and the case was read. Seconds are
-of the attack alone, of one call; the memory is the peak of the process less what it held before the call.
+Attacks run one after the other in one process, after the tool was imported and the case was read. Seconds are CPU time
+of the attack alone; the memory is the most that the process held during it, less what it held before.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -77,20 +76,19 @@ def confidence(z: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 class _Memory:
-    """Peak of this process above what it holds now."""
+    """The most that this process holds above what it holds now."""
 
     def __init__(self) -> None:
-        self._before, self.peak, self._done = _resident(), 0, threading.Event()
+        self._before, self._peak, self._done = _resident(), 0, threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        while not self._done.wait(0.005):
-            self.peak = max(self.peak, _resident() - self._before)
+        while not self._done.wait(0.01):
+            self._peak = max(self._peak, _resident() - self._before)
 
     def stop(self) -> int:
         self._done.set()
-        highest = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._before
-        return max(self.peak, 0) if self.peak else max(0, highest)
+        return max(self._peak, _resident() - self._before, 0)
 
 
 def _resident() -> int:
@@ -98,19 +96,24 @@ def _resident() -> int:
 
 
 def main(attacks: dict[str, Callable[[Case], np.ndarray]], version: str) -> None:
-    """Run the attack that is asked for and write its scores, float [N], higher = more likely a member.
+    """Run the attacks that are asked for, tell of each in a line, and write its scores, float [N], higher = member.
 
     An attack may give several columns [N, R], NaN where a record was not scored: repetitions of a random split.
     """
     if sys.argv[1] == "--list":
         print(json.dumps({"attacks": list(attacks), "version": version}))
         return
-    case = Case.read(sys.argv[1])
+    case, folder = Case.read(sys.argv[1]), Path(sys.argv[2])
     case.prepare()
-    attack = attacks[sys.argv[2]]
-    memory = _Memory()
-    started = time.perf_counter()
-    scores = np.asarray(attack(case), np.float64)
-    seconds = time.perf_counter() - started
-    peak = memory.stop()
-    np.savez(sys.argv[3], scores=scores, seconds=seconds, peak=peak)
+    for position, name in enumerate(sys.argv[3:]):
+        told: dict[str, object] = {"attack": name}
+        memory, started = _Memory(), time.process_time()
+        try:
+            scores = np.asarray(attacks[name](case), np.float64)
+        except Exception as error:  # it is the tool's, and told in the table
+            told["failed"] = f"{type(error).__name__}: {error}"
+        else:
+            told |= {"seconds": time.process_time() - started, "file": f"{position}.npy"}
+            np.save(folder / f"{position}.npy", scores)
+        told["peak"] = memory.stop()
+        print(json.dumps(told), flush=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-RECORDS, CLASSES, MODELS = 40_000, 10, 64
+RECORDS, CLASSES, MODELS = 24_000, 10, 64
 
 
 def synthetic(path: Path) -> None:
-    """Answers of 64 models and a target on 40,000 records of unequal difficulty, gain and spread."""
+    """Answers of 64 models and a target on 24,000 records of unequal difficulty, gain and spread."""
     rng = np.random.default_rng(64)
     labels = rng.integers(0, CLASSES, RECORDS)
     inside = np.argsort(rng.random((MODELS, RECORDS)), axis=0) < MODELS // 2

@@ -1,14 +1,16 @@
 """How do the published packages do on the same arrays? Prints attack strength, seconds and memory of each.
 
-Each package is installed from PyPI into an environment of its own under --work (git-ignored; --forget removes them), as
-many as install; what does not is listed with its reason. All get the same arrays: a target's logits on N records and
-those of 64 reference models, balanced (every record IN half of them). Two cases: synthetic answers (40,000 records) and
-Location-30 (5,010 records, --location30 FILE), for which target and bank are trained here.
+Each package comes from PyPI into a folder of its own under --work (git-ignored; --forget removes them), without its
+dependencies but for the small ones that its attacks import: all tools then run on the NumPy, SciPy, scikit-learn,
+pandas and torch of this environment, and it is their code that is compared. What does not install or run is listed
+with its reason. All get the same arrays: a target's logits on N records and those of 64 reference models, balanced
+(every record IN half of them). Two cases: synthetic answers, and Location-30 (5,010 records, --location30 FILE), for
+which target and bank are trained here unless location30.npz is there already.
 
-Every attack runs in a process of its own, one thread, tools in turns, `--rounds` times; seconds are medians. Packages
-are given confidences that were reduced from the logits beforehand; memberscope is given the logits, and its reduction
-is counted. AUC with 95 % interval (DeLong), true-positive rates where the sample supports them. Attacks that learn from
-known members are cross-fitted in two halves, or split as the tool itself does.
+One thread; tools take turns, `--rounds` times; seconds are medians of CPU time. Packages are given confidences that
+were reduced from the logits beforehand; memberscope is given the logits, and its reduction is counted. AUC with 95 %
+interval (DeLong), true-positive rates where the sample supports them. Attacks that learn from known members are
+cross-fitted in two halves, or split as the tool itself does.
 
 What ran is kept in --work/results.json: the same command goes on after an interruption.
 
@@ -25,7 +27,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import venv
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -40,74 +41,76 @@ from memberscope.statistics.evaluation import evaluate
 
 FPRS = (0.01, 0.001)
 HERE = Path(__file__).resolve().parent
-TIMEOUT = 900
-SLOW_SECONDS = 30.0
+TIMEOUT = 1800
+SLOW_SECONDS = 10.0
 """What takes longer runs once."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A package: what pip is asked for (the package last), and the adapter that runs it."""
+    """A package with the small ones that its attacks import, and the adapter that runs it."""
 
     requirements: tuple[str, ...]
     adapter: str
 
 
-TORCH = "torch==2.13.0"  # by its exact version pip finds the CPU build where one is at hand
 PEERS = {
-    "memberscope": Peer((), "memberscope_itself"),
-    "PrivacyGuard": Peer((TORCH, "privacyguard-platform==0.0.2"), "privacy_guard"),
-    "ART": Peer(("adversarial-robustness-toolbox==1.20.1",), "art"),
-    "SACRO-ML": Peer((TORCH, "sacroml==2.0.1"), "sacro"),
-    "TensorFlow Privacy": Peer(("tensorflow-empirical-privacy==0.1.0",), "tensorflow_privacy_tests"),
-    "Privacy Meter": Peer((TORCH, "tensorflow-cpu", "opacus", "privacy-meter==1.0.1"), "privacy_meter"),
+    "memberscope": Peer((), "peer_memberscope"),
+    "PrivacyGuard": Peer(("privacyguard-platform==0.0.2",), "peer_privacy_guard"),
+    "ART": Peer(("adversarial-robustness-toolbox==1.20.1", "six", "tqdm"), "peer_art"),
+    "SACRO-ML": Peer(("sacroml==2.0.1", "fpdf", "pypdf", "multiprocess", "dill", "dictdiffer"), "peer_sacro"),
+    "TensorFlow Privacy": Peer(
+        ("tensorflow-empirical-privacy==0.1.0", "statsmodels", "patsy", "absl-py", "immutabledict"),
+        "peer_tensorflow_privacy",
+    ),
+    "Privacy Meter": Peer(("privacy-meter==1.0.1",), "peer_privacy_meter"),
 }
 
 
-def install(name: str, work: Path) -> tuple[Path, str]:
-    """The Python that runs a peer, and why there is none."""
-    peer = PEERS[name]
-    if not peer.requirements:
-        return Path(sys.executable), ""
-    folder = work / "environments" / name.replace(" ", "-")
-    python, done, failed = folder / "bin" / "python", folder / "installed", folder / "failed"
-    if done.exists():
-        return python, ""
-    if failed.exists():
-        return python, failed.read_text()
-    print(f"installing {', '.join(peer.requirements)}", file=sys.stderr, flush=True)
-    venv.create(folder, with_pip=True, clear=True)
-    command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *peer.requirements]
+def install(name: str, work: Path) -> str:
+    """Put a package into its folder; why not, if it does not install."""
+    requirements, folder = PEERS[name].requirements, packages(name, work)
+    if not requirements or (folder / "installed").exists():
+        return ""
+    print(f"installing {', '.join(requirements)}", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *requirements]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        reason = next((line for line in result.stderr.splitlines() if line.startswith("ERROR")), "pip failed")
-        failed.write_text(f"{peer.requirements[-1]} does not install: {reason}")
-        return python, failed.read_text()
-    done.touch()
-    return python, ""
+        return next((line for line in result.stderr.splitlines() if line.startswith("ERROR")), "pip failed")
+    (folder / "installed").touch()
+    return ""
 
 
-def ask(python: Path, adapter: str, *arguments: str) -> tuple[str, str]:
-    """What an adapter prints, and why it failed."""
+def packages(name: str, work: Path) -> Path:
+    """The folder of a package."""
+    return work / "packages" / name.replace(" ", "-")
+
+
+def ask(name: str, work: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
+    """What an adapter tells, line by line, and why it failed."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    env |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    if python != Path(sys.executable):
-        env.pop("PYTHONPATH", None)
-    command = [str(python), "-W", "ignore", str(HERE / "adapters" / f"{adapter}.py"), *arguments]
+    env["PYTHONPATH"] = os.pathsep.join([str(packages(name, work).resolve()), *filter(None, [env.get("PYTHONPATH")])])
+    command = [sys.executable, "-W", "ignore", str(HERE / "adapters" / f"{PEERS[name].adapter}.py"), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT, env=env)
-    except subprocess.TimeoutExpired:
-        return "", f"not done after {TIMEOUT} s"
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout or b""
+        return told_lines(said.decode() if isinstance(said, bytes) else said), f"not done after {TIMEOUT} s"
     lines = done.stderr.strip().splitlines()
-    return done.stdout, "" if done.returncode == 0 else (lines[-1] if lines else f"exit status {done.returncode}")
+    failed = "" if done.returncode == 0 else (lines[-1] if lines else f"exit status {done.returncode}")
+    return told_lines(done.stdout), failed
+
+
+def told_lines(said: str) -> list[dict[str, Any]]:
+    """The JSON among the lines: tools print too."""
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{") and line.endswith("}")]
 
 
 def figures(path: Path, member: np.ndarray) -> dict[str, Any]:
-    """Seconds, memory and attack strength of the scores in a file."""
-    with np.load(path) as found:
-        scores, seconds, peak = found["scores"], float(found["seconds"]), int(found["peak"])
+    """Attack strength of the scores in a file."""
+    scores = np.load(path)
     columns = scores.T if scores.ndim == 2 else scores[None]
-    told: dict[str, Any] = {"seconds": [seconds], "peak": [peak]}
+    told: dict[str, Any] = {}
     judged = []
     for column in columns:
         scored = ~np.isnan(column)
@@ -129,22 +132,30 @@ def figures(path: Path, member: np.ndarray) -> dict[str, Any]:
     return told
 
 
-def play(results: dict[str, Any], case: Path, name: str, attack: str, python: Path, rounds: int) -> None:
-    """Run one attack once more, unless it ran often enough, and note what came of it."""
-    noted = results.setdefault(case.stem, {}).setdefault(name, {})
-    before = noted.get(attack, {})
-    if "failed" in before or len(before.get("seconds", ())) >= (1 if _slow(before) else rounds):
+def play(noted: dict[str, Any], case: Path, name: str, attacks: list[str], work: Path, rounds: int) -> None:
+    """Run a tool's attacks once more, those that did not run often enough, and note what came of them."""
+    due = [attack for attack in attacks if _due(noted.get(attack, {}), rounds)]
+    if not due:
         return
     with np.load(case) as arrays:
         member = arrays["member"]
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "scores.npz"
-        _, failed = ask(python, PEERS[name].adapter, str(case), attack, str(out))
-        told = {"failed": failed} if failed else figures(out, member)
-    if "seconds" in before and not failed:
-        told |= {key: before[key] + told[key] for key in ("seconds", "peak")}
-    noted[attack] = told
-    print(f"{case.stem}: {name}, {attack}: {failed or round(told['seconds'][-1], 3)}", file=sys.stderr, flush=True)
+        lines, failed = ask(name, work, str(case), folder, *due)
+        for told in lines:
+            attack = told["attack"]
+            before = noted.get(attack, {"seconds": [], "peak": []})
+            if "failed" in told:
+                noted[attack] = {"failed": told["failed"]}
+                continue
+            times = {key: [*before[key], told[key]] for key in ("seconds", "peak")}
+            noted[attack] = figures(Path(folder) / told["file"], member) | times
+        for attack in set(due) - {told["attack"] for told in lines}:
+            noted[attack] = {"failed": failed or "it ended without a word"}
+    print(f"{case.stem}: {name} ran {', '.join(due)} {failed}", file=sys.stderr, flush=True)
+
+
+def _due(noted: dict[str, Any], rounds: int) -> bool:
+    return "failed" not in noted and len(noted.get("seconds", ())) < (1 if _slow(noted) else rounds)
 
 
 def _slow(noted: dict[str, Any]) -> bool:
@@ -182,15 +193,10 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=HERE / ".work")
-    parser.add_argument("--install", action="store_true", help="install the packages, and no more")
-    parser.add_argument("--forget", action="store_true", help="remove the environments when done")
+    parser.add_argument("--forget", action="store_true", help="remove the packages when done")
     given = parser.parse_args()
     work: Path = given.work
     work.mkdir(parents=True, exist_ok=True)
-    if given.install:
-        for name in given.peers.split(","):
-            print(f"{name}: {install(name, work)[1] or 'installed'}", flush=True)
-        return
     cases = [work / "synthetic.npz"]
     if not cases[0].exists():
         inputs.synthetic(cases[0])
@@ -200,23 +206,28 @@ def main() -> None:
             inputs.trained(cases[1], f"npz:{given.location30}", work / "bank", models=inputs.MODELS, epochs=50)
     kept = work / "results.json"
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    missing, ready, versions = {}, {}, {}
+    missing: dict[str, str] = {}
+    ready: dict[str, list[str]] = {}
+    versions: dict[str, str] = {}
     for name in given.peers.split(","):
-        python, reason = install(name, work)
-        said, failed = ("", reason) if reason else ask(python, PEERS[name].adapter, "--list")
+        failed = install(name, work)
+        if not failed:
+            lines, failed = ask(name, work, "--list")
         if failed:
             missing[name] = failed
-            continue
-        told = json.loads(said.splitlines()[-1])
-        versions[name], ready[name] = told["version"], (python, told["attacks"])
-    for _ in range(given.rounds):
+        else:
+            versions[name], ready[name] = lines[-1]["version"], lines[-1]["attacks"]
+    for done in range(given.rounds):
         for case in cases:
-            for name, (python, attacks) in ready.items():
-                for attack in attacks:
-                    play(results, case, name, attack, python, given.rounds)
-                    write_json(kept, results)
+            for name, attacks in ready.items():
+                noted = results.setdefault(case.stem, {}).setdefault(name, {})
+                play(noted, case, name, attacks, work, done + 1)
+                write_json(kept, results)
     about = describe()
-    print(f"{date.today()}, {about['processor']}, one thread of {about['cores']} cores\n")
+    on = ", ".join(f"{name} {about['packages'][name]}" for name in ("numpy", "scipy", "scikit-learn"))
+    print(
+        f"{date.today()}, {about['processor']}, one thread of {about['cores']} cores, Python {about['python']}, {on}\n"
+    )
     for case in cases:
         with np.load(case) as arrays:
             records, models = arrays["logits"].shape[0], len(arrays["reference_logits"])
@@ -226,7 +237,7 @@ def main() -> None:
     for name, reason in missing.items():
         print(f"{name} did not run: {reason}")
     if given.forget:
-        shutil.rmtree(work / "environments", ignore_errors=True)
+        shutil.rmtree(work / "packages", ignore_errors=True)
 
 
 if __name__ == "__main__":

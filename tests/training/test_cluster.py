@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -123,6 +125,17 @@ def test_nodes_that_share_storage_and_nodes_that_do_not_give_the_same_bank(
     assert heard.done[-1] == 4
     assert heard.notes == []
     assert "Ray, 1 node" in heard.layouts[0]
+
+
+def test_a_model_whose_node_was_lost_just_after_it_was_written_is_not_trained_again(tmp_path, played, monkeypatch):
+    bank = grown(tmp_path / "bank", 2)
+    monkeypatch.setattr("memberscope.training.train_target.fit", None)
+    monkeypatch.setattr(bank_cluster.OnNode, "_shared", lambda self, path: True)
+    plan, _ = bank._plan(2, 1, None, "cpu", None)
+    task = bank_cluster.TrainModel(
+        bank.folder, bank._digest, plan.recipe, CLASSES, bank.queries, bank.seed, "float32", False, "cpu", 1
+    )
+    assert bank_cluster.OnNode(task, "token")(bank._arrays(), 1, lambda fraction: None) is None
 
 
 def test_a_token_of_another_process_is_not_taken_for_shared_storage(tmp_path):
@@ -325,16 +338,21 @@ def in_a_process(script: str, *arguments: str) -> dict:
     """Ray leaves threads, signal handlers and files open: it gets a process of its own."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     env.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-c", script, __file__, *arguments],
         env=env,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
-        check=False,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()  # and Ray prints nothing on standard output, which is --json's
+    try:
+        said, complaint = process.communicate(timeout=900)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what Ray began in it, if anything is left
+    assert process.returncode == 0, complaint
+    (line,) = said.splitlines()  # and Ray prints nothing on standard output, which is --json's
     return json.loads(line)
 
 

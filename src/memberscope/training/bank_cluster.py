@@ -58,7 +58,8 @@ class OnNode:
         path = model_path(self.task.folder, k)
         if self._shared(path):
             remove_unfinished(path)  # by an attempt on a node that was lost
-            self.task.train(arrays, k, tell)
+            if sound(path, self.task.bank, k, self.task.member(arrays, k)) is None:  # lost before it could say so
+                self.task.train(arrays, k, tell)
             return None
         with tempfile.TemporaryDirectory(prefix="memberscope-") as folder:
             replace(self.task, folder=Path(folder)).train(arrays, k, tell)
