@@ -14,7 +14,7 @@ cross-fitted in two halves, or split as the tool itself does.
 
 What ran is kept in --work/results.json: the same command goes on after an interruption.
 
-Usage: python benchmarks/peers/run.py [--location30 FILE] [--peers NAME,...] [--rounds 3] [--work DIR] [--forget]
+Usage: python benchmarks/peers/run.py [--location30 FILE] [--cases NAME,...] [--peers NAME,...] [--rounds 3] [--forget]
 """
 
 from __future__ import annotations
@@ -190,6 +190,7 @@ def _estimate(values: list[float] | None, factor: float, digits: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--location30", type=Path)
+    parser.add_argument("--cases", default="synthetic,location30")
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=HERE / ".work")
@@ -197,13 +198,15 @@ def main() -> None:
     given = parser.parse_args()
     work: Path = given.work
     work.mkdir(parents=True, exist_ok=True)
-    cases = [work / "synthetic.npz"]
-    if not cases[0].exists():
-        inputs.synthetic(cases[0])
-    if given.location30:
-        cases.append(work / "location30.npz")
-        if not cases[1].exists():
-            inputs.trained(cases[1], f"npz:{given.location30}", work / "bank", models=inputs.MODELS, epochs=50)
+    cases = []
+    for name in given.cases.split(","):
+        path = work / f"{name}.npz"
+        if not path.exists() and name == "synthetic":
+            inputs.synthetic(path)
+        elif not path.exists() and given.location30:
+            inputs.trained(path, f"npz:{given.location30}", work / "bank", models=inputs.MODELS, epochs=50)
+        if path.exists():
+            cases.append(path)
     kept = work / "results.json"
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     missing: dict[str, str] = {}
