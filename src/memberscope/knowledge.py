@@ -23,3 +23,4 @@ class Knowledge(enum.Enum):
     GLOBAL_MODELS = "the global model of every round of a federation"
     SUMS = "the sum of the clients' updates of every round"
     UPDATES = "every client's own update of every round"
+    REFERENCE_FEDERATIONS = "federations like this one, trained on known random halves of the clients' records"

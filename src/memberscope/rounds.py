@@ -48,6 +48,28 @@ class Others:
 
 
 @dataclass(frozen=True, eq=False)
+class Reference:
+    """Another federation of the same clients and records, whose coins the adversary tossed.
+
+    Parameters
+    ----------
+    features
+        Of the same N records, and of rounds with the same numbers.
+    member
+        bool [N]: the record's client trained on it in this federation.
+    """
+
+    features: RoundFeatures
+    member: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if self.member.shape != (self.features.n_records,):
+            raise EvidenceError(
+                f"membership of shape {list(self.member.shape)} for features of {self.features.n_records:,} records"
+            )
+
+
+@dataclass(frozen=True, eq=False)
 class Rounds:
     """What a seat saw of the rounds, and the M pairs that it asks about.
 
@@ -61,6 +83,8 @@ class Rounds:
         int64 [Z]: rows of records known to be nobody's, none of which is asked about.
     learning_rate
         Of the clients' optimiser, where the server sets it; None: unknown.
+    references
+        Reference federations: theirs is the membership that the adversary knows, the target's is not in here.
     """
 
     features: RoundFeatures
@@ -68,6 +92,7 @@ class Rounds:
     record: NDArray[np.int64]
     population: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
     learning_rate: float | None = None
+    references: tuple[Reference, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.client.shape != self.record.shape or self.client.ndim != 1:
@@ -107,11 +132,17 @@ class Rounds:
             seen.add(Knowledge.SUMS)
         if self.features.reply_client is not None:
             seen.add(Knowledge.UPDATES)
+        if self.references:
+            seen.add(Knowledge.REFERENCE_FEDERATIONS)
         return frozenset(seen)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Rounds:
         """Some of the pairs only, in the order of `rows`."""
         return replace(self, client=self.client[rows], record=self.record[rows])
+
+    def of_reference(self, reference: Reference) -> Rounds:
+        """The same pairs in a reference federation."""
+        return replace(self, features=reference.features, references=())
 
     def whoever(self) -> Rounds:
         """The same records with all pairs under one name, for attacks that cannot tell clients apart."""

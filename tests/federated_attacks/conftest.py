@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import nn
 from memberscope.evidence import Evidence
 from memberscope.federated.features import FeatureWriter, extract, read_features
 from memberscope.federated.prober import Prober
-from memberscope.rounds import Rounds
+from memberscope.round_features import RoundFeatures
+from memberscope.rounds import Reference, Rounds
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -83,6 +84,7 @@ def train_tiny(
     skew: bool = False,
     seed: int = 0,
     absent: float = 0.0,
+    coins: int | None = None,
 ) -> Tiny:
     """Train by FedAvg on labels that only memory can learn. Without `leak` clients train on records of nobody here."""
     rng = np.random.default_rng(seed)
@@ -95,6 +97,8 @@ def train_tiny(
         y[held] = np.where(rng.random(held.sum()) < 0.8, owner[held] % classes, y[held])
         x[held] = (rng.normal(0, 1, (held.sum(), d)) + 0.8 * np.eye(classes, d)[y[held]]).astype(np.float32)
     member = (rng.random(n) < 0.5) & (owner >= 0)
+    if coins is not None:
+        member = (np.random.default_rng(coins).random(n) < 0.5) & (owner >= 0)
     net = make_net(d, classes)
     other = rng.normal(0, 1, x.shape).astype(np.float32) + 0.8 * np.eye(classes, d, dtype=np.float32)[y]
     tiny = Tiny(x, y, owner, member, net)
@@ -141,12 +145,20 @@ def prober_of(tiny: Tiny, classes: int = 4) -> Prober:
     return Prober(make_net(tiny.x.shape[1], classes), lambda start, end: x[start:end], tiny.y)
 
 
-def evidence_of(tiny: Tiny, folder: Path, classes: int = 4) -> tuple[Evidence, NDArray[np.bool_]]:
-    """Every owned record with its owner; records of nobody are the population."""
+def features_of(tiny: Tiny, folder: Path, classes: int = 4) -> tuple[RoundFeatures, NDArray[np.float32]]:
     extract(tiny, FeatureWriter(prober_of(tiny, classes), folder, {}))
-    features, logits = read_features(folder, tiny.y)
+    return read_features(folder, tiny.y)
+
+
+def evidence_of(
+    tiny: Tiny, folder: Path, classes: int = 4, references: tuple[Reference, ...] = ()
+) -> tuple[Evidence, NDArray[np.bool_]]:
+    """Every owned record with its owner; records of nobody are the population."""
+    features, logits = features_of(tiny, folder, classes)
     owned, nobody = np.flatnonzero(tiny.owner >= 0), np.flatnonzero(tiny.owner < 0)
-    rounds = Rounds(features, tiny.owner[owned].astype(np.int64), owned, nobody, learning_rate=0.1)
+    rounds = Rounds(
+        features, tiny.owner[owned].astype(np.int64), owned, nobody, learning_rate=0.1, references=references
+    )
     evidence = Evidence(
         logits[None, owned],
         tiny.y[owned],
@@ -157,16 +169,28 @@ def evidence_of(tiny: Tiny, folder: Path, classes: int = 4) -> tuple[Evidence, N
     return evidence, tiny.member[owned]
 
 
+def references_of(folders: pytest.TempPathFactory, coins: Iterable[int], **settings: Any) -> tuple[Reference, ...]:
+    """Federations of the same records with other coins."""
+    trained = [train_tiny(coins=coin, **settings) for coin in coins]
+    return tuple(Reference(features_of(tiny, folders.mktemp("reference"))[0], tiny.member) for tiny in trained)
+
+
 @pytest.fixture(scope="session")
 def overfit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evidence, NDArray[np.bool_]]:
-    return evidence_of(train_tiny(), tmp_path_factory.mktemp("overfit"))
+    return evidence_of(
+        train_tiny(), tmp_path_factory.mktemp("overfit"), references=references_of(tmp_path_factory, range(4))
+    )
 
 
 @pytest.fixture(scope="session")
 def without_leak(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Evidence, NDArray[np.bool_]]]:
     return [
-        evidence_of(train_tiny(leak=False, per_client=200, rounds=3, seed=seed), tmp_path_factory.mktemp("null"))
-        for seed in range(4)
+        evidence_of(
+            train_tiny(leak=False, per_client=200, rounds=3, seed=seed),
+            tmp_path_factory.mktemp("null"),
+            references=references_of(tmp_path_factory, range(2), leak=False, per_client=200, rounds=3, seed=seed),
+        )
+        for seed in range(3)
     ]
 
 

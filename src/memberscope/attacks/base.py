@@ -124,6 +124,7 @@ HOW_TO_GET: dict[Knowledge, str] = {
     Knowledge.WEIGHTS: "Audit the model itself (`memberscope audit`): answers alone do not hold the weights.",
     Knowledge.GLOBAL_MODELS: "Record the rounds of a federation (`memberscope federate`).",
     Knowledge.SUMS: "Record the rounds at the server of the federation.",
+    Knowledge.REFERENCE_FEDERATIONS: "Train federations of the same clients with other coins (references=).",
     Knowledge.UPDATES: "Record each client's reply at the server, without secure aggregation.",
 }
 

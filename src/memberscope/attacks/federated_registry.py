@@ -7,6 +7,8 @@ from memberscope.attacks.federated import FederatedAttack, raw
 from memberscope.attacks.federated_fedmia import FedMiaCosine, FedMiaLoss
 from memberscope.attacks.federated_filter import GlobalFilter, SumFilter, UpdateFilter
 from memberscope.attacks.federated_global import GlobalGradientNorm, GlobalLoss, GlobalLossDrop, GlobalTrajectory
+from memberscope.attacks.federated_learned import GlobalSeries, LocalSeries, Nasr, Stacked
+from memberscope.attacks.federated_references import ReferenceSeries
 from memberscope.attacks.federated_scores import ZCosine, ZLoss
 from memberscope.attacks.federated_sums import SumCosine, SumDot
 from memberscope.attacks.federated_updates import (
@@ -25,6 +27,7 @@ FEDERATED: tuple[type[FederatedAttack], ...] = (
     GlobalLossDrop,
     GlobalGradientNorm,
     GlobalFilter,
+    GlobalSeries,
     SumCosine,
     SumDot,
     SumFilter,
@@ -40,6 +43,10 @@ FEDERATED: tuple[type[FederatedAttack], ...] = (
     ZCosine,
     ZLoss,
     UpdateFilter,
+    LocalSeries,
+    Stacked,
+    Nasr,
+    ReferenceSeries,
 )
 """Attacks on the rounds of a federation, from the weakest seat to the strongest."""
 

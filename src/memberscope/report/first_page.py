@@ -17,7 +17,8 @@ QUESTIONS = {
     "insider": "can query this model and has similar {things} to train models of their own",
     "thief": "holds the file of this model",
     "curious client": "takes part in the federated training of this model",
-    "curious server": "runs the federated training of this model",
+    "curious server behind secure aggregation": "runs the federated training of this model and sees only sums",
+    "curious server": "runs the federated training of this model and sees each client's updates",
 }
 _VERDICTS = {
     "within": ("✓", "Within the policy"),
@@ -159,6 +160,8 @@ def _identity(results: Results) -> list[tuple[str, str, str]]:
         "holdout": "training part against test part",
         "random-half": "each record a member with probability 1/2",
         "given": "membership given by the user",
+        "coin": "of each client's records a coin chose",
+        "class-matched": "as many of each client and class as non-members",
     }.get(records.get("protocol", ""), "")
     created = (run.get("created") or wording.MISSING).replace("T", " ")
     return [

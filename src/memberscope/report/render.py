@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from memberscope.report import details, facts, proof, records, wording
 from memberscope.report.document import Results, checked, headline, ranked, thing
+from memberscope.report.federation import federation_page
 from memberscope.report.figures import class_figure, histogram_figure, learning_figures, precision_figure, roc_figures
 from memberscope.report.first_page import first_page
 
@@ -61,6 +62,12 @@ GLOSSARY = (
         "ε (epsilon), δ",
         "The strength of a promise of differential privacy: the smaller ε, the less one record can change what a "
         "training gives out; δ is the probability with which even that may fail.",
+    ),
+    (
+        "Federation",
+        "Clients train on records of their own; a server averages their models, round after round. A seat is a place "
+        "in it: a client sees the global models, the server every client's update, or only their sum where secure "
+        "aggregation is used.",
     ),
     (
         "Reference model",
@@ -124,6 +131,7 @@ def render(results: Results) -> str:
             documents=details.documents(results),
             learning=learning_figures(results),
             class_figure=class_figure(results),
+            federation=federation_page(results),
             classes=details.class_table(results),
             target=facts.target_facts(results),
             reference=facts.reference_facts(results),

@@ -1,0 +1,195 @@
+"""The federated page of the report: from which seat, who is exposed, who learns about whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from memberscope.report import svg, wording
+from memberscope.report.document import Cell, Figure, Results, Table, estimate_cell, headline
+
+_FEW_CLIENTS = 10
+
+
+def federation_page(results: Results) -> dict[str, Any] | None:
+    """What the template prints; None for a model that was trained in one place."""
+    told = results.get("federation")
+    if not told:
+        return None
+    per_client = told.get("per_client")
+    return {
+        "facts": _facts(told),
+        "few": int(told["clients"]) < _FEW_CLIENTS,
+        "problems": told.get("problems") or [],
+        "seats": _seats(told, results),
+        "figure": _clients_figure(per_client) if per_client else None,
+        "clients": _clients_table(per_client) if per_client else None,
+        "left_out": per_client["left_out"] if per_client else 0,
+        "attack": per_client["title"] if per_client else "",
+        "whose": _whose(told.get("whose")),
+        "source": _source(told.get("whose")),
+        "recall": _recall(told.get("whose")),
+        "tampered": _tampered(told.get("tampered") or []),
+        "level": wording.level((headline(results) or {}).get("evaluation", {}).get("confidence", 0.95)),
+    }
+
+
+def _facts(told: Mapping[str, Any]) -> Table:
+    seen = told["rounds_seen"]
+    span = f", {seen[0]} to {seen[-1]}" if len(seen) > 1 else ""
+    rows = [
+        ("Recorded by", told["view"]),
+        ("Where the tap sat", told.get("position")),
+        ("Strategy", told.get("strategy")),
+        ("Clients", wording.count(told["clients"])),
+        (
+            "Skew of the partition",
+            f"{wording.significant(told['skew'])} (mean distance of a client's class mix from everybody's: 0 alike, "
+            "1 apart)",
+        ),
+        ("Rounds looked at", f"{wording.count(len(seen))} of {wording.count(told['rounds_recorded'])} recorded{span}"),
+        ("Non-members", told["matching"]),
+        ("Known non-members", f"{wording.count(told['population'])} records, which attacks calibrate on"),
+        ("Malicious parties", wording.listing(told["tampered_by"]) if told["tampered_by"] else "none"),
+    ]
+    return Table(("", ""), [[Cell(k), Cell(str(v or wording.MISSING))] for k, v in rows], numeric=False)
+
+
+def _seats(told: Mapping[str, Any], results: Results) -> Table | None:
+    """The attack fixed in advance of each seat, with intervals over clients and records."""
+    seats = told.get("seats") or []
+    if not seats:
+        return None
+    titles = {a["name"]: a["title"] for a in results.get("attacks", [])}
+    fprs = [t["fpr"] for t in seats[0]["tpr"]]
+    rows = [
+        [Cell(s["seat"]), Cell(titles.get(s["attack"], s["attack"]), s["attack"]), estimate_cell(s["auc"])]
+        + [estimate_cell(t["estimate"], as_percent=True) for t in s["tpr"]]
+        for s in seats
+    ]
+    header = ("Seat", "Attack", "AUC", *(f"TPR at FPR {wording.rate(f)}" for f in fprs))
+    return Table(header, rows, f"Intervals: {seats[0]['auc']['method']}.")
+
+
+def _clients_figure(per_client: Mapping[str, Any]) -> Figure:
+    rows = [_interval("all clients", per_client["auc"], strong=True)]
+    rows += [_interval(c["name"], c.get("auc_adjusted") or c["auc"]) for c in per_client["clients"]]
+    title = "Who is exposed: AUC by client"
+    drawing = svg.forest(
+        rows,
+        key="clients",
+        title=f"AUC of each client, {per_client['attack']}",
+        desc=f"Dots with intervals: AUC of {per_client['title']} for each client, beside that of all of them.",
+        x_label="AUC (intervals adjusted for all clients)",
+        reference=0.5,
+        reference_label="guessing",
+    )
+    numbers = [
+        [Cell(r.label)] + [Cell(wording.significant(v)) for v in (r.value, r.low, r.high)]
+        if r.value is not None
+        else [Cell(r.label), Cell(r.note, "", "muted"), Cell(""), Cell("")]
+        for r in rows
+    ]
+    reading = (
+        "How to read it: each dot is one client, its line the interval, widened so that all clients together are right "
+        "at the stated level. A client whose line crosses the dashed mark cannot be told from guessing."
+    )
+    return Figure("clients", title, reading, drawing, Table(("Client", "AUC", "Low", "High"), numbers))
+
+
+def _interval(name: str, auc: Mapping[str, Any], *, strong: bool = False) -> svg.Interval:
+    if not all(wording.known(auc.get(end)) for end in ("value", "low", "high")):
+        return svg.Interval(name, None, None, None, auc.get("note") or "no AUC", strong)
+    return svg.Interval(name, auc["value"], auc["low"], auc["high"], "", strong)
+
+
+def _clients_table(per_client: Mapping[str, Any]) -> Table:
+    rows = []
+    for c in per_client["clients"]:
+        point = c["tpr_at_1pct"] if c["tpr_at_1pct"].get("supported") else c["tpr_at_10pct"]
+        found = (
+            estimate_cell(point["tpr"], as_percent=True) if point.get("supported") else Cell("n too small", "", "muted")
+        )
+        rows.append(
+            [
+                Cell(c["name"]),
+                Cell(wording.count(c["n_members"])),
+                Cell(wording.count(c["n_nonmembers"])),
+                estimate_cell(c["auc"]),
+                found,
+                Cell(wording.rate(point["fpr"]) if point.get("supported") else wording.DASH),
+                Cell(wording.p_value(c["p_adjusted"]) if wording.known(c.get("p_adjusted")) else wording.DASH),
+            ]
+        )
+    header = ("Client", "Members", "Non-members", "AUC", "TPR", "at FPR", "Against guessing, adjusted")
+    return Table(header, rows)
+
+
+def _whose(whose: Mapping[str, Any] | None) -> Table | None:
+    if not whose or not whose["attacks"]:
+        return None
+    fprs = [t["fpr"] for t in whose["attacks"][0]["tpr"]]
+    rows = [
+        [Cell(a["title"], a["attack"]), estimate_cell(a["auc"])]
+        + [estimate_cell(t["estimate"], as_percent=True) for t in a["tpr"]]
+        for a in sorted(whose["attacks"], key=lambda a: -a["auc"]["value"])
+    ]
+    header = ("Attack", "AUC", *(f"TPR at FPR {wording.rate(f)}" for f in fprs))
+    caption = f"Non-members: {whose['matching']}. Intervals: {whose['attacks'][0]['auc']['method']}."
+    return Table(header, rows, caption)
+
+
+def _source(whose: Mapping[str, Any] | None) -> Table | None:
+    if not whose or not whose["source"]:
+        return None
+    rows = [
+        [
+            Cell(s["how"], s["attack"]),
+            estimate_cell(s["accuracy"], as_percent=True),
+            Cell(wording.interval(s["over_clients"], as_percent=True)),
+            Cell(wording.percent(s["chance"])),
+            Cell(wording.percent(s["by_class"])),
+        ]
+        for s in whose["source"]
+    ]
+    header = ("Named is", "Named rightly", "Interval over clients too", "Guessing", "Guessing by class")
+    return Table(header, rows)
+
+
+def _recall(whose: Mapping[str, Any] | None) -> Table | None:
+    """Of each client the share of its records that is traced to it, by the strongest way."""
+    if not whose or not whose["source"]:
+        return None
+    best = max(whose["source"], key=lambda s: float(s["accuracy"]["value"]))
+    rows = [
+        [
+            Cell(f"client {r['client']}"),
+            Cell(wording.count(r["records"])),
+            estimate_cell(r["estimate"], as_percent=True),
+        ]
+        for r in best["recall"]
+    ]
+    return Table(("Client", "Records", "Traced to it"), rows, f"By {best['attack']}.")
+
+
+def _tampered(tampered: Sequence[Mapping[str, Any]]) -> Table | None:
+    if not tampered:
+        return None
+    rows = []
+    for t in tampered:
+        clients = t["clients"] if isinstance(t["clients"], str) else ", ".join(map(str, t["clients"]))
+        tpr, accuracy = t["tpr"], t["accuracy"]
+        rows.append(
+            [
+                Cell(wording.listing(t["party"])),
+                Cell(clients),
+                Cell(t["auc"]["attack"] if t["auc"] else wording.MISSING),
+                estimate_cell(t["auc"]),
+                estimate_cell(tpr["estimate"], as_percent=True) if tpr else Cell("n too small", "", "muted"),
+                Cell(wording.rate(tpr["fpr"]) if tpr else wording.DASH),
+                Cell(wording.percent(accuracy["tampered"]), f"honest {wording.percent(accuracy['honest'])}"),
+            ]
+        )
+    header = ("Malicious party", "Clients attacked", "Attack", "AUC", "TPR", "at FPR", "Accuracy of the global model")
+    caption = "The attack that does best on these clients; intervals allow for having picked it."
+    return Table(header, rows, caption)
