@@ -40,6 +40,16 @@ class Tiny:
     replies: dict[int, dict[int, Arrays]] = field(default_factory=dict)
     sent_apart: dict[tuple[int, int], Arrays] = field(default_factory=dict)
 
+    header: dict[str, Any] = field(default_factory=dict)
+    view: str = "server"
+    position: str = "between the server and its clients"
+    strategy: str = "FedAvg"
+    problems: tuple[str, ...] = ()
+    tampered: tuple[str, ...] = ()
+
+    def asked(self, round_: int) -> list[int]:
+        return self.clients_of(round_)
+
     @property
     def rounds(self) -> list[int]:
         return sorted(self.replies)

@@ -1,0 +1,129 @@
+"""Features of the rounds: kept round by round, gone on with, refused where they are another federation's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from memberscope.errors import EvidenceError, ModelError, RunFolderError
+from memberscope.federated.features import FeatureWriter, Reply, extract, read_features
+from memberscope.rounds import Rounds
+from memberscope.signals import logit_scaled_confidence
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_federation: Any) -> Any:
+    return tiny_federation(rounds=3, n_clients=3, per_client=40, population=40, epochs=1)
+
+
+def test_features_are_what_the_models_say(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
+    extract(tiny, FeatureWriter(tiny_prober(tiny), tmp_path, {}))
+    found, logits = read_features(tmp_path, tiny.y)
+    assert found.rounds.tolist() == [1, 2, 3]
+    assert (found.n_parts, len(found.clients), len(found.reply_sent)) == (2, 3, 9)
+    prober = tiny_prober(tiny)
+    prober.take_on(tiny.replies[2][1])
+    np.testing.assert_allclose(found.reply_phi[4], prober.phi(), rtol=1e-6)
+    prober.take_on(tiny.models[4])
+    np.testing.assert_allclose(logits, prober.logits(), rtol=1e-5)
+    np.testing.assert_allclose(found.next_phi[2], logit_scaled_confidence(logits, tiny.y), rtol=1e-5)
+    np.testing.assert_array_equal(found.next_phi[0], found.sent_phi[1])
+    # The loss along an update falls by the product with the gradient, to first order.
+    net = prober.module
+    prober.take_on(tiny.models[2])
+    loss = torch.nn.functional.cross_entropy(net(torch.from_numpy(tiny.x[:1])), torch.from_numpy(tiny.y[:1]))
+    gradient = torch.autograd.grad(loss, list(net.parameters()))
+    update = [tiny.models[2][n] - tiny.replies[2][0][n] for n, _ in net.named_parameters()]
+    product = sum(float((g * torch.from_numpy(u)).sum()) for g, u in zip(gradient, update, strict=True))
+    one = Rounds(found, np.array([0]), np.array([0]))
+    assert one.own("dot")[1, 0] == pytest.approx(product, rel=1e-3)
+    total = [tiny.models[2][n] - tiny.sum(2)[n] for n, _ in net.named_parameters()]
+    expected = sum(float((g * torch.from_numpy(u)).sum()) for g, u in zip(gradient, total, strict=True))
+    assert one.sum_dot()[1, 0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_extraction_goes_on_where_it_was_killed(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
+    writer = FeatureWriter(tiny_prober(tiny), tmp_path, {"of": 1})
+    extract(tiny, writer)
+    whole, _ = read_features(tmp_path, tiny.y)
+    (tmp_path / "round_00002.npz").unlink()
+    before = (tmp_path / "round_00001.npz").stat().st_mtime_ns
+    extract(tiny, FeatureWriter(tiny_prober(tiny), tmp_path, {"of": 1}))
+    again, _ = read_features(tmp_path, tiny.y)
+    np.testing.assert_array_equal(again.reply_along, whole.reply_along)
+    assert (tmp_path / "round_00001.npz").stat().st_mtime_ns == before
+    with pytest.raises(RunFolderError, match="other records or of another federation"):
+        FeatureWriter(tiny_prober(tiny), tmp_path, {"of": 2})
+    (tmp_path / "round_00003.npz").unlink()
+    with pytest.raises(RunFolderError, match="not the last round"):
+        read_features(tmp_path, tiny.y)
+    (tmp_path / "round_00002.npz").write_bytes(b"PK")
+    with pytest.raises(RunFolderError, match="round_00002"):
+        read_features(tmp_path, tiny.y)
+
+
+def test_rounds_apart_know_what_came_out_of_them(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
+    extract(tiny, FeatureWriter(tiny_prober(tiny), tmp_path, {}), rounds=[1, 3])
+    found, _ = read_features(tmp_path, tiny.y)
+    prober = tiny_prober(tiny)
+    prober.take_on(tiny.models[2])
+    np.testing.assert_allclose(found.next_phi[0], prober.phi(), rtol=1e-6)
+
+
+def test_a_reply_that_is_no_model_is_left_out(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
+    writer = FeatureWriter(tiny_prober(tiny), tmp_path, {})
+    broken = {name: np.full_like(value, np.nan) for name, value in tiny.models[1].items()}
+    writer.round(1, tiny.models[1], [Reply(0, broken), Reply(1, tiny.replies[1][1])], outcome=tiny.models[2])
+    found, _ = read_features(tmp_path, tiny.y)
+    assert found.clients.tolist() == [1]
+    assert "client 0" in writer.left_out[0]
+    wrong = {name: value[:1] for name, value in tiny.models[1].items()}
+    with pytest.raises(ModelError, match="shape"):
+        writer.round(2, wrong, [], outcome=tiny.models[2])
+
+
+def test_clients_that_are_sent_other_models_are_held_against_those(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
+    """As under a server that isolates a client: its update points along the gradient at what it was sent."""
+    writer = FeatureWriter(tiny_prober(tiny), tmp_path, {})
+    apart = tiny.replies[1][2]
+    writer.round(
+        1,
+        tiny.models[1],
+        [Reply(0, tiny.replies[1][0]), Reply(2, tiny.replies[2][2], sent=apart)],
+        outcome=tiny.models[2],
+    )
+    found, _ = read_features(tmp_path, tiny.y)
+    assert found.sent_round.tolist() == [0, 0]
+    assert found.reply_sent.tolist() == [0, 1]
+    prober = tiny_prober(tiny)
+    prober.take_on(apart)
+    np.testing.assert_allclose(found.sent_phi[1], prober.phi(), rtol=1e-6)
+
+
+def test_lists_of_arrays_are_taken_in_order(tiny: Any, tiny_prober: Any) -> None:
+    prober = tiny_prober(tiny)
+    prober.take_on(tiny.models[2])
+    expected = prober.phi()
+    prober.take_on({str(i): value for i, value in enumerate(tiny.models[2].values())})
+    np.testing.assert_array_equal(prober.phi(), expected)
+    with pytest.raises(ModelError, match="missing"):
+        prober.take_on({"0": tiny.models[2]["0.weight"]})
+
+
+def test_seats_that_do_not_see_updates_say_so(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
+    tiny.only_sums = True
+    try:
+        extract(tiny, FeatureWriter(tiny_prober(tiny), tmp_path, {}))
+    finally:
+        tiny.only_sums = False
+    found, _ = read_features(tmp_path, tiny.y)
+    assert found.reply_client is None
+    assert found.sum_along is not None
+    pair = Rounds(found, np.array([0]), np.array([0]))
+    with pytest.raises(EvidenceError, match="seat"):
+        pair.own("phi")
+    with pytest.raises(EvidenceError, match="seat"):
+        Rounds(found.only(sums=False, replies=False), np.array([0]), np.array([0])).sum_cosine()
