@@ -335,6 +335,13 @@ def test_a_legacy_app_is_recorded_from_its_strategy_and_from_its_grid(where: str
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_loop_that_does_not_tell_its_rounds_can_be_told_of(tmp_path: Path) -> None:
+    server, client = _legacy_apps(lambda s: tap.watch(s, tmp_path, total_rounds=9))
+    run_in_process(server, client, n_clients=K, seed=0)
+    assert "the last round on record is 3, not 9" in Transcript.open(tmp_path).problems[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_under_secure_aggregation_the_grid_shows_sums_only_and_the_transcript_says_so(tmp_path: Path) -> None:
     server, client = _legacy_apps(lambda s: s, secure=True)
     random.seed(0)

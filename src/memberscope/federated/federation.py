@@ -303,6 +303,7 @@ def taped(strategy: Strategy, config: FederationConfig, folder: Path) -> Strateg
         precision=config.record_precision,
         sums_only=config.recorded == "sums",
         max_bytes=config.record_megabytes * 2**20,
+        total_rounds=config.rounds,
     )
 
 

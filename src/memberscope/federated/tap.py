@@ -45,6 +45,7 @@ def watch(
     precision: Precision = "float32",
     sums_only: bool = False,
     max_bytes: int = LIMIT,
+    total_rounds: int | None = None,
 ) -> S:
     """Record what the server sees: each round's model as sent, each client's reply, and what came out of the round.
 
@@ -61,6 +62,8 @@ def watch(
         Folder of the transcript; that of an interrupted federation is continued.
     every, rounds, clients, precision, sums_only, max_bytes
         See `memberscope.federated.taping.Taping`.
+    total_rounds
+        How many there will be, where your own loop calls the strategy; `Strategy.start` tells it by itself.
 
     Raises
     ------
@@ -73,11 +76,11 @@ def watch(
         every=every, rounds=rounds, clients=clients, precision=precision, sums_only=sums_only, max_bytes=max_bytes
     )
     if hasattr(strategy, "configure_train") and hasattr(strategy, "aggregate_train"):
-        _StrategyTap(strategy, Recorder(out, taping=taping)).attach()
+        _StrategyTap(strategy, Recorder(out, taping=taping), total_rounds).attach()
     elif hasattr(strategy, "configure_fit") and hasattr(strategy, "aggregate_fit"):
         from memberscope.federated.tap_legacy import LegacyStrategyTap
 
-        LegacyStrategyTap(strategy, Recorder(out, taping=taping)).attach()
+        LegacyStrategyTap(strategy, Recorder(out, taping=taping), total_rounds).attach()
     else:
         raise ConfigError(
             f"{type(strategy).__name__} is no Flower strategy: it has neither configure_train nor configure_fit",
@@ -89,11 +92,11 @@ def watch(
 class _StrategyTap:
     """Stands in for `configure_train`, `aggregate_train` and `start` of one strategy object."""
 
-    def __init__(self, strategy: Any, recorder: Recorder) -> None:
+    def __init__(self, strategy: Any, recorder: Recorder, total_rounds: int | None) -> None:
         self.strategy, self.recorder = strategy, recorder
         self.configure, self.aggregate = strategy.configure_train, strategy.aggregate_train
         self.start = getattr(strategy, "start", None)
-        self.total_rounds: int | None = None
+        self.total_rounds = total_rounds
         self.begun = False
 
     def attach(self) -> None:

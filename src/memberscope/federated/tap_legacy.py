@@ -17,8 +17,8 @@ from memberscope.federated.taping import ClientReply
 class LegacyStrategyTap:
     """Stands in for `configure_fit` and `aggregate_fit` of one strategy object. Arrays are named ``0``, ``1``, ..."""
 
-    def __init__(self, strategy: Any, recorder: Recorder) -> None:
-        self.strategy, self.recorder = strategy, recorder
+    def __init__(self, strategy: Any, recorder: Recorder, total_rounds: int | None) -> None:
+        self.strategy, self.recorder, self.total_rounds = strategy, recorder, total_rounds
         self.configure, self.aggregate = strategy.configure_fit, strategy.aggregate_fit
         self.begun = False
 
@@ -33,7 +33,7 @@ class LegacyStrategyTap:
         instructions = self.configure(server_round, parameters, client_manager)
         if not self.begun:
             self.begun = True
-            self.recorder.begin(lambda: facts(self.strategy, None, None))
+            self.recorder.begin(lambda: facts(self.strategy, None, self.total_rounds))
         self.recorder.nodes(lambda: [_node(proxy) for proxy in client_manager.all().values()])
         self.recorder.sent(server_round, _outgoing(instructions))
         return instructions
