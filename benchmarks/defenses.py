@@ -33,8 +33,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "HAMP": {"hamp": 0.95},
     "adversarial regularisation": {"adversarial": 6.0},
     "DP-SGD (by layer)": {"dp_noise": 1.0},
-    "DP-SGD, WRN-28-2": {"dp_noise": 1.0, "model": "wrn28-2"},
-    "undefended, fp32, WRN-28-2": {**FP32, "model": "wrn28-2"},
 }
 LOOPS = ("DP-SGD (torch.func.vmap)", "DP-SGD (Opacus)")
 
@@ -141,10 +139,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"| training ({arguments.members:,} members) | CPU s/epoch | times undefended, fp32 | memory, MB |")
     print("| --- | --- | --- | --- |")
-    base: dict[str, float] = {}
+    reference, base = "undefended, fp32", dict[str, float]()
     for name in [*ROWS, *LOOPS]:
         wanted = arguments.only is None or any(text in name for text in arguments.only)
-        reference = "undefended, fp32, WRN-28-2" if "WRN" in name else "undefended, fp32"
         if not wanted and name != reference:
             continue
         for row in [reference, name] if reference not in base else [name]:

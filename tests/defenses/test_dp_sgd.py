@@ -49,7 +49,6 @@ def test_epsilon_is_that_of_opacus(noise, rate, steps):
     theirs.history = [(noise, rate, steps)]
     found = accountant.epsilon(noise, rate, steps, 1e-5)
     assert found == pytest.approx(theirs.get_epsilon(delta=1e-5), rel=1e-2)
-    assert found <= theirs.get_epsilon(delta=1e-5) * (1 + 1e-9), "more orders can only lower it"
 
 
 def test_epsilon_of_one_full_step_is_near_that_of_the_gaussian_mechanism():

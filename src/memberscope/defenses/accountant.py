@@ -17,12 +17,12 @@ from memberscope.errors import ConfigError
 
 ACCOUNTANT = "RDP (Opacus)"
 _ORDERS = (
-    *(1 + k / 1000 for k in range(1, 10)),
-    *(1 + k / 100 for k in range(1, 10)),
+    *(1.001, 1.002, 1.005, 1.01, 1.02, 1.03, 1.05, 1.07),
     *(1 + k / 10 for k in range(1, 100)),
     *range(11, 64),
     *(64, 80, 96, 128, 192, 256, 512, 1024),
 )
+"""Opacus' default orders, with smaller ones for little noise and larger ones for much."""
 _CLOSE = 1e-3
 _MOST_NOISE = 1e4
 

@@ -31,7 +31,7 @@ class Adversarial(LossDefense):
     card = Card(
         "Nasr, Shokri & Houmansadr 2018 (CCS), algorithm 1, the gain as in their released code",
         "CE + adversarial * (mean over members of h(p, y) - 1/2), h trained in each step to tell members from others",
-        "about half as long again; needs validation records, which nobody then may call a population",
+        "1.4 times the time of an epoch; needs validation records, which nobody then may call a population",
         "protects from attacks like its own inference model: per-record attacks with reference models hardly notice it",
     )
 

@@ -53,10 +53,10 @@ def guarantee(privacy: Mapping[str, Any]) -> str:
     )
     if privacy["epsilon"] is None:
         return f"no guarantee: gradients are clipped and no noise is added ({how})"
-    bound = (
-        f"epsilon at most {significant(privacy['epsilon'])} at delta {privacy['delta']:g}, to {privacy['adjacency']}"
-    )
-    return f"{bound} ({how}; accountant {privacy['accountant']})"
+    step = 10.0 ** (math.floor(math.log10(privacy["epsilon"])) - 2) if privacy["epsilon"] > 0 else 1.0
+    above = math.ceil(privacy["epsilon"] / step - 1e-9) * step  # three digits of an upper bound are rounded up
+    bound = f"epsilon at most {significant(above)} at delta {privacy['delta']:g}"
+    return f"{bound}, to {privacy['adjacency']} ({how}; accountant {privacy['accountant']})"
 
 
 def percent(value: Any, digits: int = 3) -> str:
