@@ -172,6 +172,21 @@ def test_inside_a_dp_wrapper_updates_are_clipped_and_the_transcript_says_so(tmp_
     assert np.abs(released["z"] - before["z"]).max() > 1e-4
 
 
+def test_an_object_that_merely_holds_a_strategy_is_no_wrapper(tmp_path: Path) -> None:
+    class Loop:
+        def __init__(self, strategy: Any) -> None:
+            self.strategy = strategy
+            self.strategy.strategy = "mine"
+
+        def run(self) -> None:
+            run(self.strategy, 1)
+
+    Loop(tap.watch(fedavg(), tmp_path)).run()
+    t = Transcript.open(tmp_path)
+    assert t.strategy == "FedAvg"
+    assert t.position is None
+
+
 def test_clipping_at_the_client_is_seen_from_everywhere(tmp_path: Path) -> None:
     run(tap.watch(dp(fedavg(), "ClientSide"), tmp_path), mods=[fixedclipping_mod])
     t = Transcript.open(tmp_path)

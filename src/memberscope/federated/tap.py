@@ -10,6 +10,7 @@ never change a message and never end a federation: on an error (a full disk, say
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -168,7 +169,7 @@ def facts(strategy: Any, wrapper: Any, total_rounds: int | None) -> Mapping[str,
 def _chain(strategy: Any) -> list[Any]:
     """A strategy and those that it wraps, outermost first."""
     chain = [strategy]
-    while (inner := getattr(chain[-1], "strategy", None)) is not None and len(chain) < _DEPTH:
+    while _is_strategy(inner := getattr(chain[-1], "strategy", None)) and len(chain) < _DEPTH:
         chain.append(inner)
     return chain
 
@@ -184,11 +185,14 @@ def _wrapper(strategy: Any) -> Any:
         if frame is None:
             return None
         caller = frame.f_locals.get("self")
-        if caller is not strategy and getattr(caller, "strategy", None) is strategy and hasattr(caller, "__class__"):
-            if isinstance(caller, _StrategyTap):
-                continue
-            return caller
+        with contextlib.suppress(Exception):  # the objects of others may answer a question with any error
+            if caller is not strategy and _is_strategy(caller) and caller.strategy is strategy:
+                return caller
     return None
+
+
+def _is_strategy(found: Any) -> bool:
+    return hasattr(found, "configure_train") or hasattr(found, "configure_fit")
 
 
 def _weighted_by(strategy: Any) -> str | None:
