@@ -47,10 +47,20 @@ def config(clients: int, rounds: int, **more):
     )
 
 
-def bare_loop(local, design, rounds: int) -> float:
+class Watch:
+    """Seconds on the wall and of the processor."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def each(self, rounds: int) -> tuple[float, float]:
+        return (time.perf_counter() - self.wall) / rounds, (time.process_time() - self.cpu) / rounds
+
+
+def bare_loop(local, design, rounds: int) -> tuple[float, float]:
     """Seconds a round of the training calls alone, with a running weighted mean."""
     state = local.state()
-    start = time.perf_counter()
+    watch = Watch()
     for round_ in range(1, rounds + 1):
         total, weight = None, 0
         for client in range(design.n_clients):
@@ -63,10 +73,10 @@ def bare_loop(local, design, rounds: int) -> float:
                     total[name].add_(value, alpha=outcome.examples)
         state = {name: value / weight for name, value in total.items()}
         local.watch(state)
-    return (time.perf_counter() - start) / rounds
+    return watch.each(rounds)
 
 
-def engine(site, design, rounds: int, *, taped: bool = False) -> tuple[float, float]:
+def engine(site, design, rounds: int, *, taped: bool = False) -> tuple[tuple[float, float], float]:
     """Seconds a round in process on Flower, each round left on disk; and megabytes a round of the tape."""
     from memberscope.events import Events
     from memberscope.federated import apps
@@ -78,9 +88,9 @@ def engine(site, design, rounds: int, *, taped: bool = False) -> tuple[float, fl
         tape = Path(folder) / "transcript"
         prepare = (lambda strategy: watch(strategy, tape)) if taped else (lambda strategy: strategy)
         server = apps.server_app(site, Path(folder), events=Events(), prepare=prepare)
-        start = time.perf_counter()
+        watch_ = Watch()
         run_in_process(server, apps.client_app(site), n_clients=design.n_clients)
-        seconds = (time.perf_counter() - start) / rounds
+        seconds = watch_.each(rounds)
         size = sum(file.stat().st_size for file in tape.rglob("*") if file.is_file()) if taped else 0
     return seconds, size / rounds / 1e6
 
@@ -94,7 +104,7 @@ def compare(clients: int, records: int, rounds: int, turns: int) -> None:
     design = plan(settings, dataset)
     site = apps.Site(settings, lambda: dataset, lambda _: design, resident=True)
     bare_loop(site.local, design, 1)
-    times: dict[str, list[float]] = {"bare loop": [], "in process": [], "in process, taped": []}
+    times: dict[str, list[tuple[float, float]]] = {"bare loop": [], "in process": [], "in process, taped": []}
     size = 0.0
     for turn in range(turns):
         order = list(times) if turn % 2 == 0 else list(times)[::-1]
@@ -107,10 +117,14 @@ def compare(clients: int, records: int, rounds: int, turns: int) -> None:
                 times[name].append(seconds)
     print(f"{clients} clients of {records} records, 1 local epoch, {turns} turns of {rounds} rounds, one thread:")
     for name, values in times.items():
-        ratio = statistics.median(v / b for v, b in zip(values, times["bare loop"], strict=True))
+        walls, processor = ([v[k] for v in values] for k in (0, 1))
+        by_wall, by_processor = (
+            statistics.median(v[k] / b[k] for v, b in zip(values, times["bare loop"], strict=True)) for k in (0, 1)
+        )
         print(
-            f"  {name:18} {statistics.median(values):6.2f} s a round "
-            f"({min(values):.2f} to {max(values):.2f}), {ratio:.3f} times the loop of the same turn"
+            f"  {name:18} {statistics.median(walls):6.2f} s a round ({min(walls):.2f} to {max(walls):.2f}), "
+            f"{by_wall:.3f} times the loop of the same turn; {statistics.median(processor):.2f} s of the processor, "
+            f"{by_processor:.3f} times"
         )
     print(f"  the tape keeps {size:.1f} MB a round (float32, {clients} replies)")
 

@@ -36,7 +36,7 @@ def summarise(
     model: TrainedModel,
     history: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """What federation.json holds: records, accuracies of the global model on each kind of them, failures, guarantees."""
+    """What federation.json holds: records, accuracies of the global model on each kind, failures, guarantees."""
     x, y = dataset.x, dataset.y
     accuracy = {
         name: model.accuracy(x[rows], y[rows]) if rows.any() else None
