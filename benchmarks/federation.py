@@ -54,6 +54,7 @@ class Watch:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def each(self, rounds: int) -> tuple[float, float]:
+        """Both of a round, since the watch was made."""
         return (time.perf_counter() - self.wall) / rounds, (time.process_time() - self.cpu) / rounds
 
 
