@@ -97,6 +97,19 @@ RAISED: list[tuple[str, str, dict[str, Any], str]] = [
     ("MIA002", "caution", {"duplicates": DuplicateResult(20, 12, (5, 1700))}, "12 non-members"),
     ("MIA003", "caution", {"reference_accuracy": (0.71, 0.60)}, "target 71.0%, reference models 60.0%"),
     ("MIA004", "problem", {"reference_counts": np.array([0, 8])}, "no reference model on one side"),
+    ("MIA004", "caution", {"reference_counts": np.array([0, 0])}, "only attacks of one side ran"),
+    (
+        "MIA005",
+        "caution",
+        {"target_accuracies": (0.6, 0.7)},
+        "Test accuracy of 2 trainings of the recipe: 60.0% to 70.0%.",
+    ),
+    (
+        "MIA010",
+        "caution",
+        {"target_aucs": tuple(Estimate(v, v - 0.01, v + 0.01, "") for v in (0.6, 0.65, 0.7))},
+        "quote the mean over targets",
+    ),
     ("MIA004", "caution", {"reference_counts": np.array([3, 8])}, "at least 3 reference models"),
     (
         "MIA006",
@@ -168,6 +181,12 @@ PASSED: list[tuple[str, dict[str, Any], str]] = [
         "MIA004",
         {"reference_counts": np.array([4, 8])},
         "at least 4 reference models trained with it and as many without",
+    ),
+    ("MIA005", {"target_accuracies": (0.6, 0.62)}, "Test accuracy of 2 trainings of the recipe: 60.0% to 62.0%."),
+    (
+        "MIA010",
+        {"target_aucs": tuple(Estimate(v, v - 0.02, v + 0.02, "") for v in (0.6, 0.61))},
+        "Trainings differ no more than the interval of one of them says (AUC of the same attack on 2 targets",
     ),
     ("MIA006", {}, "1,200 non-members support every false-positive rate that is reported."),
     ("MIA007", {"results": results(Loss, LEARNT)}, "No attack did significantly worse in AUC"),

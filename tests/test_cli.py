@@ -208,3 +208,15 @@ def test_compare_needs_two(capsys: pytest.CaptureFixture[str], run_folder: Path)
     code, _, err = run(capsys, "compare", str(run_folder))
     assert code == 3
     assert "at least two" in err
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt("interrupted: 3 of 16 reference models are trained and kept")
+
+    monkeypatch.setattr("memberscope.console.run_audit", interrupted)
+    code, _, err = run(capsys, "audit", "--dataset", "digits")
+    assert code == 130
+    assert err == "\nInterrupted: 3 of 16 reference models are trained and kept.\n"

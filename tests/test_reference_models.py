@@ -241,9 +241,11 @@ def test_killed_in_mid_bank_the_same_command_goes_on(tmp_path: Path, capsys: pyt
     running.wait()
     assert there
     times = {path: path.stat().st_mtime_ns for path in there}
+    policy = tmp_path / "policy.toml"
+    policy.write_text('metric = "auc"\nthreshold = 0.4\nowner = "DPO"\nreason = "agreed"\n')
     with pytest.raises(SystemExit) as ended:
-        main([*command, "--resume", "--json"])
-    assert ended.value.code == 0
+        main([*command, "--resume", "--json", "--policy", str(policy)])
+    assert ended.value.code == 1  # the model memorised noise: it exceeds the policy
     document = json.loads(capsys.readouterr().out)
     assert document["references"]["models"] == 8
     assert 0 < document["references"]["trained_in_this_run"] < 8

@@ -125,6 +125,12 @@ def _reference_counts(c: Context) -> _Answer:
     if c.reference_counts is None:
         return "not applicable", "No reference models were used.", {}
     fewest = int(c.reference_counts.min())
+    if not c.reference_counts.any():
+        return (
+            "caution",
+            "Reference models were trained on none of the audited records, or on all: only attacks of one side ran.",
+            {"fewest": 0},
+        )
     text = f"Each record has at least {fewest} reference models trained with it and as many without."
     if fewest == 0:
         return (

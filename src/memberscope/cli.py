@@ -35,6 +35,7 @@ Without a command it asks three questions (dataset, epochs, train or load) and r
 Exit codes: 0 done (or within the policy), 1 exceeds the policy, 2 cannot tell, 3 failed.""",
     help_format="plaintext",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` says what is kept and how to go on
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
 )
 
