@@ -109,6 +109,19 @@ def test_a_defense_says_where_it_acts_and_acts_there(defense):
     assert not defense.active(Recipe())
 
 
+@pytest.mark.parametrize("defense", registry.DEFENSES.values(), ids=list(registry.DEFENSES))
+def test_the_speed_of_a_recipe_is_measured_without_other_records_and_trainings(defense):
+    values = {"selena": 12, "dp_epsilon": 1.0, "hamp": 0.9, "augmentation": ("flip",), "label_only": True}
+    name = defense.settings[0]
+    value = values.get(name, 3 if isinstance(getattr(Recipe(), name), int) else 0.5)
+    recipe = Recipe(**{name: value})
+    assert defense.active(recipe)
+    timed = registry.timed(recipe)
+    assert not timed.needs_validation
+    assert registry.trainings(timed) == 1
+    assert timed.dp_epsilon is None
+
+
 def test_soft_targets_that_are_the_labels_train_as_the_labels_do():
     """Up to rounding: the sum over classes is another operation."""
     targets = np.eye(CLASSES)[Y]

@@ -35,6 +35,7 @@ class MemGuard(OutputDefense):
     settings = ("memguard",)
     needs_validation = True
     unstackable = "MemGuard trains a guard after each"
+    untimed: ClassVar[Mapping[str, Any]] = {"memguard": 0.0}
     clashes: ClassVar[Mapping[str, str]] = {
         "hamp": "its answers are those to random inputs already",
         "dmp": "the validation records that its guard needs are what the model is trained on",

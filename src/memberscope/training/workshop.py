@@ -98,7 +98,8 @@ class RecipeWorkshop:
                 apprentice.epoch(epoch)
                 if epoch in due:
                     model = apprentice.model(x.shape[1:], self._threads)
-                    answers.append(model.query(self._x[self._rows], augmentations=self._queries))
+                    # Raw: it learnt to answer as the target does, defenses of the answers included.
+                    answers.append(model.query(self._x[self._rows], augmentations=self._queries, raw=True))
         return np.stack(answers)
 
     def _material(self, imitation: Imitation) -> tuple[NDArray[Any], NDArray[np.int64]]:
