@@ -37,6 +37,7 @@ lint: install
 bench: install
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/federation.py
 
 bench-scale: install
 	$(BIN)/python benchmarks/scale.py $(ARGS)
