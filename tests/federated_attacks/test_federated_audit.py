@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memberscope.errors import DataError
 from memberscope.federated.audit import Asked, audit_federation
 from memberscope.federated.subject import Subject, of_transcript
 from memberscope.result import Audit
@@ -121,3 +122,18 @@ def test_behind_secure_aggregation_no_client_is_told_apart(tiny: Any, tmp_path: 
     assert found.headline == "fl-sum-matched-filter"
     assert row_of(found, "curious server")["status"] == "not measured"
     assert found.document["federation"]["whose"] is None
+
+
+def test_reference_federations_show_what_rounds_are_without_a_record(
+    tiny: Any, tiny_federation: Any, tmp_path: Path
+) -> None:
+    others = [tiny_federation(population=700, coins=coin) for coin in range(3)]
+    references = [subject_of(one, tmp_path / str(i)) for i, one in enumerate(others)]
+    asked = Asked(records=120, population=200, attacks=("fl-cosine", "fl-lira-cosine"))
+    found = audit_federation(subject_of(tiny, tmp_path / "target"), asked, references=references)
+    cosine, lira = (r.evaluation.auc for r in found.results if r.evaluation is not None)
+    assert lira.low > 0.7
+    assert cosine.low > 0.7
+    moved = tiny_federation(population=650, per_client=130)
+    with pytest.raises(DataError, match="other clients hold"):
+        audit_federation(subject_of(tiny, tmp_path / "target"), asked, references=[subject_of(moved, tmp_path / "m")])

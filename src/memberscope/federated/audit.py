@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from memberscope import document, environment, membership, seeds
 from memberscope.attacks.runner import run_attacks, select
 from memberscope.checks import Context, Finding, check_codes, run_checks
+from memberscope.errors import DataError
 from memberscope.events import Events
 from memberscope.evidence import Evidence
 from memberscope.federated import candidates, exposure, subject
@@ -22,7 +23,8 @@ from memberscope.federated.subject import Subject
 from memberscope.pipeline import Clock, finish, judge_records, run_facts
 from memberscope.policy import read_policy
 from memberscope.result import Audit
-from memberscope.rounds import Rounds
+from memberscope.round_features import RoundFeatures
+from memberscope.rounds import Reference, Rounds
 from memberscope.statistics.blind import blind_baseline, duplicates, label_p_value
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def audit_federation(
     asked: Asked | None = None,
     *,
     tampered: Sequence[str | Path | Subject] = (),
+    references: Sequence[str | Path | Subject] = (),
     events: Events | None = None,
 ) -> Audit:
     """Audit a federation from every seat that its recording allows.
@@ -75,6 +78,9 @@ def audit_federation(
         What is asked.
     tampered
         The same federation with a malicious party, audited for the last row of the ladder and reported apart.
+    references
+        Federations of the same clients and records with other coins, which the adversary trained: what rounds look like
+        without a record.
     events
         Listens to progress.
 
@@ -91,14 +97,14 @@ def audit_federation(
     check_codes(asked.ignore)
     policy = None if asked.policy is None else read_policy(asked.policy)
     events.stage("Reading the federation")
-    about = federation if isinstance(federation, Subject) else subject.of_run(federation)
+    about = _subject(federation)
     for problem in about.transcript.problems:
         events.note(problem)
     chosen = choose(about, asked)
     clock.lap("data")
 
     events.stage("Asking the models of the rounds")
-    evidence = observe(about, chosen, asked, events)
+    evidence = observe(about, chosen, asked, events, [_subject(reference) for reference in references])
     clock.lap("features")
 
     events.stage("Attacking")
@@ -171,11 +177,45 @@ def choose(about: Subject, asked: Asked) -> Candidates:
     )
 
 
-def observe(about: Subject, chosen: Candidates, asked: Asked, events: Events) -> Evidence:
-    """What the recording's seat has in hand about the pairs: answers of the last global model, and the rounds."""
+def observe(
+    about: Subject, chosen: Candidates, asked: Asked, events: Events, references: Sequence[Subject] = ()
+) -> Evidence:
+    """What the recording's seat has in hand about the pairs: answers of the last global model, and the rounds.
+
+    Raises
+    ------
+    DataError
+        A reference federation in which other clients hold the records.
+    """
     rows = np.unique(np.r_[chosen.record, chosen.population])
     place = np.full(len(about.labels), -1)
     place[rows] = np.arange(len(rows))
+    features, logits = _features(about, rows, asked, events)
+    known_federations = []
+    for reference in references:
+        if not np.array_equal(reference.owner, about.owner):
+            raise DataError(
+                f"in {reference.name} other clients hold the records", "a reference federation has the same partition"
+            )
+        known_federations.append(Reference(_features(reference, rows, asked, events)[0], reference.member[rows]))
+    seen = Rounds(
+        features,
+        chosen.client,
+        place[chosen.record],
+        place[chosen.population],
+        learning_rate=about.learning_rate,
+        references=tuple(known_federations),
+    )
+    known = logits[place[chosen.population]]
+    more: dict[str, Any] = {}
+    if len(known):
+        more = {"population_logits": known[None], "population_labels": about.labels[chosen.population]}
+    return Evidence(logits[None, place[chosen.record]], about.labels[chosen.record], rounds=seen, **more)
+
+
+def _features(
+    about: Subject, rows: NDArray[np.int64], asked: Asked, events: Events
+) -> tuple[RoundFeatures, NDArray[np.float32]]:
     transcript = about.transcript
     rounds = transcript.rounds[:: asked.every]
     identity = about.identity() | {"records": rows.tolist(), "rounds": rounds}
@@ -189,15 +229,7 @@ def observe(about: Subject, chosen: Candidates, asked: Asked, events: Events) ->
     )
     for left_out in writer.left_out:
         events.note(f"Left out: {left_out}")
-    features, logits = read_features(folder, about.labels[rows])
-    seen = Rounds(
-        features, chosen.client, place[chosen.record], place[chosen.population], learning_rate=about.learning_rate
-    )
-    known = logits[place[chosen.population]]
-    more: dict[str, Any] = {}
-    if len(known):
-        more = {"population_logits": known[None], "population_labels": about.labels[chosen.population]}
-    return Evidence(logits[None, place[chosen.record]], about.labels[chosen.record], rounds=seen, **more)
+    return read_features(folder, about.labels[rows])
 
 
 def doubt(about: Subject, chosen: Candidates, results: list[AttackResult], asked: Asked) -> list[Finding]:
@@ -224,8 +256,12 @@ def doubt(about: Subject, chosen: Candidates, results: list[AttackResult], asked
     return run_checks(context, asked.ignore)
 
 
+def _subject(federation: str | Path | Subject) -> Subject:
+    return federation if isinstance(federation, Subject) else subject.of_run(federation)
+
+
 def _tampered(one: str | Path | Subject, honest: Subject, asked: Asked, events: Events) -> dict[str, Any]:
-    about = one if isinstance(one, Subject) else subject.of_run(one)
+    about = _subject(one)
     chosen = choose(about, asked)
     evidence = observe(about, chosen, asked, events)
     return exposure.of_tampered(

@@ -52,7 +52,7 @@ def _facts(told: Mapping[str, Any]) -> Table:
         ("Known non-members", f"{wording.count(told['population'])} records, which attacks calibrate on"),
         ("Malicious parties", wording.listing(told["tampered_by"]) if told["tampered_by"] else "none"),
     ]
-    return Table(("", ""), [[Cell(k), Cell(str(v or wording.MISSING))] for k, v in rows], numeric=False)
+    return Table(("", ""), [[Cell(k), Cell(str(v))] for k, v in rows if v], numeric=False)
 
 
 def _seats(told: Mapping[str, Any], results: Results) -> Table | None:
