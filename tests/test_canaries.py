@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from memberscope import membership
 from memberscope.canaries import COPIES, KINDS, insert
+from memberscope.config import CanaryKind
 from memberscope.data_loader import Dataset
 from memberscope.errors import ConfigError
 
@@ -153,3 +156,7 @@ def test_more_blanks_than_grey_levels_are_refused():
     dataset = pool((1, 4, 4), 2000)
     with pytest.raises(ConfigError, match="256 grey levels"):
         insert(dataset, np.ones(2000, bool), ("blank",), 300, np.random.default_rng(0))
+
+
+def test_the_settings_know_every_kind():
+    assert set(get_args(CanaryKind)) == set(KINDS)
