@@ -45,7 +45,7 @@ class DpSgd(GradientDefense):
     card = Card(
         "Abadi et al. 2016 (CCS), algorithm 1; Poisson sampling as in Mironov, Talwar & Zhang 2019",
         "(sum over the batch of g * min(1, dp_clip / |g|) + N(0, (dp_noise * dp_clip)^2)) / expected batch size",
-        "1.3 times the time of an epoch in float32, 2.6 times that in bf16 (SimpleCNN, one CPU thread); accuracy",
+        "1.3 to 1.7 times the time of an epoch in float32, 2.6 to 3.1 times that in bf16 (SimpleCNN, one CPU thread)",
         "the guarantee is for one record: duplicates share it; BatchNorm is replaced by GroupNorm; inputs are not "
         "normalised by members; the history's figures on members are not covered",
     )
