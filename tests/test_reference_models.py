@@ -107,6 +107,7 @@ def test_thresholds_and_records_are_told_everywhere(audited: Audit, tmp_path: Pa
     entry = next(a for a in document["attacks"] if a["name"] == HEADLINE)
     (point,) = [p for p in entry["calibrated"]["points"] if p["supported"]]
     assert point["fpr"] == 0.1
+    assert entry["calibrated"]["models"] == 2  # of four: a played one leaves its place, and one of the other side goes
     assert point["true_fpr"]["k"] == point["false_positives"]
     assert {v["prior"] for v in entry["calibrated"]["ppv"]} == {0.5, 0.1, 0.01}
     assert next(a for a in document["attacks"] if a["name"] == "loss")["calibrated"] is None

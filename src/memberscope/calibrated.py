@@ -12,7 +12,7 @@ threshold for 1 % of the played models' non-members lets through 1 % of the targ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class Calibrated:
     ----------
     players
         Reference models that the thresholds were read off.
+    models
+        Reference models that the target was compared with for it.
     points
         For each false-positive rate aimed at, what its threshold does to the target's records.
     ppv
@@ -59,6 +61,7 @@ class Calibrated:
     """
 
     players: int
+    models: int
     points: tuple[OperatingPoint, ...]
     ppv: tuple[PredictiveValue, ...]
     posterior: Posterior
@@ -68,6 +71,7 @@ class Calibrated:
         """JSON-able, but for NaN."""
         return {
             "players": self.players,
+            "models": self.models,
             "points": [asdict(point) for point in self.points],
             "ppv": [asdict(value) for value in self.ppv],
         }
@@ -108,7 +112,7 @@ def calibrate_all(
         if one is not None:
             scores = np.full(evidence.n_records, np.nan)
             scores[rows] = one.scores
-            calibrated[attack.name] = Calibrated(one.players, one.points, one.ppv, one.posterior, scores)
+            calibrated[attack.name] = replace(one, scores=scores)
     return calibrated
 
 
@@ -137,7 +141,7 @@ def _calibrate(
     ppv = tuple(
         value for point in points if point.supported for value in predictive_values(point, members, PRIORS, confidence)
     )
-    return Calibrated(len(judged), points, ppv, posterior, scores)
+    return Calibrated(len(judged), target.references.n_models, points, ppv, posterior, scores)
 
 
 def _matched(evidence: Evidence, rng: np.random.Generator) -> tuple[Comparison, NDArray[np.int64]]:

@@ -41,9 +41,9 @@ def calibrated_headline(results: Results) -> dict[str, Any] | None:
     )
     caption = (
         f"{best['title']}. The threshold from reference models was read off {calibrated['players']} of them that "
-        "played the target, each beside the others; the target was compared with as many as they were, which is one IN "
-        "and one OUT model fewer than in the figures above. An aim outside the interval of what came of it is "
-        "no error: models of one recipe differ, and an adversary cannot know how far this one does."
+        f"played the target, each beside the others; the target was compared with {calibrated['models']} reference "
+        "models for it. An aim outside the interval of what came of it is no error: models of one recipe differ, and "
+        "an adversary cannot know how far this one does."
     )
     return {"table": Table(header, rows, caption)}
 
