@@ -1,4 +1,4 @@
-"""What an adapter is run by: `python adapters/NAME.py CASE.npz FOLDER ATTACK...`, or `--list`. Needs NumPy alone.
+"""What an adapter is run by: `python adapters/NAME.py CASE.npz FOLDER [ATTACK...]`. Needs NumPy alone.
 
 Attacks run one after the other in one process, after the tool was imported and the case was read. Seconds are CPU time
 of the attack alone; the memory is the most that the process held during it, less what it held before.
@@ -96,16 +96,16 @@ def _resident() -> int:
 
 
 def main(attacks: dict[str, Callable[[Case], np.ndarray]], version: str) -> None:
-    """Run the attacks that are asked for, tell of each in a line, and write its scores, float [N], higher = member.
+    """Run the attacks that are asked for (none: all), tell of each in a line, and write its scores.
 
-    An attack may give several columns [N, R], NaN where a record was not scored: repetitions of a random split.
+    Scores are float [N], higher = more likely a member. An attack may give several columns [N, R], NaN where a record
+    was not scored: repetitions of a random split.
     """
-    if sys.argv[1] == "--list":
-        print(json.dumps({"attacks": list(attacks), "version": version}))
-        return
     case, folder = Case.read(sys.argv[1]), Path(sys.argv[2])
     case.prepare()
-    for position, name in enumerate(sys.argv[3:]):
+    asked = sys.argv[3:] or list(attacks)
+    print(json.dumps({"version": version, "attacks": asked}), flush=True)
+    for position, name in enumerate(asked):
         told: dict[str, object] = {"attack": name}
         memory, started = _Memory(), time.process_time()
         try:

@@ -36,6 +36,7 @@ import inputs
 import numpy as np
 
 from memberscope.environment import describe
+from memberscope.errors import MemberscopeError
 from memberscope.files import write_json
 from memberscope.statistics.evaluation import evaluate
 
@@ -132,26 +133,40 @@ def figures(path: Path, member: np.ndarray) -> dict[str, Any]:
     return told
 
 
-def play(noted: dict[str, Any], case: Path, name: str, attacks: list[str], work: Path, rounds: int) -> None:
-    """Run a tool's attacks once more, those that did not run often enough, and note what came of them."""
-    due = [attack for attack in attacks if _due(noted.get(attack, {}), rounds)]
-    if not due:
-        return
+def play(noted: dict[str, Any], case: Path, name: str, work: Path, rounds: int) -> str:
+    """Run a tool's attacks once more, those that did not run often enough, and note what came of them.
+
+    Returns the version of the tool, or nothing where there was nothing to do.
+    """
+    due = [attack for attack, told in noted.items() if _due(told, rounds)]
+    if noted and not due:
+        return ""
     with np.load(case) as arrays:
         member = arrays["member"]
+    version, silent = "", set(due)
     with tempfile.TemporaryDirectory() as folder:
         lines, failed = ask(name, work, str(case), folder, *due)
         for told in lines:
+            if "version" in told:
+                version, silent = told["version"], set(told["attacks"])
+                continue
             attack = told["attack"]
+            silent.discard(attack)
             before = noted.get(attack, {"seconds": [], "peak": []})
             if "failed" in told:
                 noted[attack] = {"failed": told["failed"]}
                 continue
             times = {key: [*before[key], told[key]] for key in ("seconds", "peak")}
-            noted[attack] = figures(Path(folder) / told["file"], member) | times
-        for attack in set(due) - {told["attack"] for told in lines}:
-            noted[attack] = {"failed": failed or "it ended without a word"}
-    print(f"{case.stem}: {name} ran {', '.join(due)} {failed}", file=sys.stderr, flush=True)
+            try:
+                noted[attack] = figures(Path(folder) / told["file"], member) | times
+            except MemberscopeError as error:  # scores that are no scores
+                noted[attack] = {"failed": error.problem}
+    print(f"{case.stem}: {name} {version} {failed or 'ran'}", file=sys.stderr, flush=True)
+    if not version:
+        raise ChildProcessError(failed)
+    for attack in silent:
+        noted[attack] = {"failed": failed or "it ended without a word"}
+    return version
 
 
 def _due(noted: dict[str, Any], rounds: int) -> bool:
@@ -210,21 +225,19 @@ def main() -> None:
     kept = work / "results.json"
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     missing: dict[str, str] = {}
-    ready: dict[str, list[str]] = {}
-    versions: dict[str, str] = {}
-    for name in given.peers.split(","):
-        failed = install(name, work)
-        if not failed:
-            lines, failed = ask(name, work, "--list")
-        if failed:
-            missing[name] = failed
-        else:
-            versions[name], ready[name] = lines[-1]["version"], lines[-1]["attacks"]
+    versions: dict[str, str] = results.setdefault("versions", {})
     for done in range(given.rounds):
         for case in cases:
-            for name, attacks in ready.items():
+            for name in [name for name in given.peers.split(",") if name not in missing]:
                 noted = results.setdefault(case.stem, {}).setdefault(name, {})
-                play(noted, case, name, attacks, work, done + 1)
+                failed = install(name, work)
+                if not failed:
+                    try:
+                        versions[name] = play(noted, case, name, work, done + 1) or versions[name]
+                    except ChildProcessError as error:
+                        failed = str(error)
+                if failed:
+                    missing[name] = failed
                 write_json(kept, results)
     about = describe()
     on = ", ".join(f"{name} {about['packages'][name]}" for name in ("numpy", "scipy", "scikit-learn"))
@@ -235,7 +248,7 @@ def main() -> None:
         with np.load(case) as arrays:
             records, models = arrays["logits"].shape[0], len(arrays["reference_logits"])
         print(f"## {case.stem}: {records:,} records, {models} reference models\n")
-        table({name: results[case.stem][name] for name in ready}, versions)
+        table({name: told for name, told in results[case.stem].items() if told}, versions)
         print()
     for name, reason in missing.items():
         print(f"{name} did not run: {reason}")
