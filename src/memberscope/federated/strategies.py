@@ -40,7 +40,8 @@ def available() -> dict[str, type[Strategy]]:
 
 def options_of(kind: type[Strategy]) -> list[str]:
     """What `--strategy-options` may set of a strategy."""
-    names = inspect.signature(kind).parameters
+    open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [name for name, one in inspect.signature(kind).parameters.items() if one.kind not in open_ended]
     return [name for name in names if name not in _OURS and not name.endswith(("_fn", "_rule"))]
 
 
