@@ -21,11 +21,10 @@ def _lists(case: Case, world: np.ndarray) -> list[np.ndarray]:
     return [case.reference_phi[world[:, i], i][:, None] for i in range(len(case.labels))]
 
 
-def _lira(case: Case, online: bool) -> np.ndarray:
-    inside = _lists(case, case.reference_membership) if online else []
-    outside = _lists(case, ~case.reference_membership)
-    middle = "mean"
-    return -np.asarray(advanced_mia.compute_score_lira(case.phi[:, None], inside, outside, median_or_mean=middle))
+def _lira(case: Case, option: str) -> np.ndarray:
+    inside, outside = _lists(case, case.reference_membership), _lists(case, ~case.reference_membership)
+    found = advanced_mia.compute_score_lira(case.phi[:, None], inside, outside, option=option, median_or_mean="mean")
+    return -np.asarray(found)  # log p(OUT) - log p(IN), or log p(OUT): low where a member is likely
 
 
 def _offset(case: Case) -> np.ndarray:
@@ -70,8 +69,8 @@ def _version() -> str:
 if __name__ == "__main__":
     main(
         {
-            "LiRA online": lambda case: _lira(case, True),
-            "LiRA offline, two-sided": lambda case: _lira(case, False),
+            "LiRA online": lambda case: _lira(case, "both"),
+            "LiRA offline, two-sided": lambda case: _lira(case, "out"),
             "offset (calibration)": _offset,
             "threshold": lambda case: _suite(case, "THRESHOLD_ATTACK"),
             "classifier (lr)": lambda case: _suite(case, "LOGISTIC_REGRESSION"),
