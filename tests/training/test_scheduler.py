@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -196,6 +197,8 @@ def test_workers_end_with_their_parent_and_need_no_main_guard(tasks, tmp_path, s
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # Background jobs are born deaf to SIGINT, and this test may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         pids = _until(lambda: [int(p.name[4:]) for p in tmp_path.glob("pid-*")], lambda found: len(found) == 2)
