@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+import memberscope
 from memberscope.records.pool import Dataset
 
 OF_NOBODY = 500
@@ -165,7 +166,8 @@ def start_up() -> None:
 
 
 def own_process(name: str, python: str = sys.executable, **more: str) -> dict:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
+    ours = str(Path(memberscope.__file__).parents[1])  # another environment has our dependencies, but not us
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ours, **more}
     done = subprocess.run(
         [python, __file__, "--only", name], capture_output=True, text=True, check=False, env=environment
     )
