@@ -28,7 +28,7 @@ Status = Literal["problem", "caution", "passed", "not applicable", "muted"]
 _Z_95 = 1.959964
 
 FLOOR = ("gap", "loss", "phi", "hinge", "confidence", "entropy", "modified-entropy")
-"""Attacks by one global threshold, which any attack that learns must beat."""
+"""Attacks by one global threshold, which any attack that knows or learns more should beat."""
 
 
 @dataclass(frozen=True)
@@ -166,16 +166,16 @@ def _sample_size(c: Context) -> _Answer:
 def _beaten_by_floor(c: Context) -> _Answer:
     aucs = {r.name: r.evaluation.auc for r in c.results if r.evaluation is not None}
     floors = {name: auc for name, auc in aucs.items() if name in FLOOR}
-    learned = {name: auc for name, auc in aucs.items() if name not in FLOOR}
-    if not floors or not learned:
+    others = {name: auc for name, auc in aucs.items() if name not in FLOOR}
+    if not floors or not others:
         return "not applicable", "Needs a threshold attack and another attack.", {}
     best = max(floors, key=lambda name: floors[name].value)
-    beaten = [name for name, auc in learned.items() if auc.high < floors[best].low]
+    beaten = [name for name, auc in others.items() if auc.high < floors[best].low]
     if beaten:
         return (
             "caution",
-            f"{', '.join(beaten)} did worse than the single threshold {best!r} (AUC {floors[best].value:.3f}): nothing "
-            "was gained by learning.",
+            f"{', '.join(beaten)} did worse than the single threshold {best!r} (AUC {floors[best].value:.3f}): "
+            "what else they use or learn gained nothing here.",
             {"floor": best, "beaten": beaten},
         )
     return (

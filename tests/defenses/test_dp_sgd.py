@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from memberscope.defenses import accountant
+from memberscope.defenses.base import Step
 from memberscope.defenses.dp_sgd import DpSgd
 from memberscope.errors import ConfigError
 from memberscope.training import train_target
@@ -112,7 +113,7 @@ def test_noise_is_drawn_with_the_spread_that_is_accounted_for():
     defense.begin(1000, 10, 1)
     generator = torch.Generator().manual_seed(0)
     none = torch.zeros(0, 40), torch.zeros(0, dtype=torch.long)
-    defense.gradient(module, *none, lambda logits, targets: logits[:, 0], 100.0, generator)
+    defense.gradient(Step(module, *none, lambda logits, targets: logits[:, 0], 100.0, generator))
     drawn = torch.cat([p.grad.flatten() for p in module.parameters()]) * 100
     spread = 1.5 * 0.4
     assert drawn.std().item() == pytest.approx(spread, rel=5 / math.sqrt(2 * len(drawn)))
@@ -130,7 +131,7 @@ def test_without_noise_and_with_a_wide_clip_a_step_is_an_ordinary_one():
     def losses(logits, targets):
         return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
-    loss = defense.gradient(module, x, y, losses, 20.0, torch.Generator())
+    loss = defense.gradient(Step(module, x, y, losses, 20.0, torch.Generator()))
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(module(x), y).item(), rel=1e-5)
     for parameter, expected in zip(module.parameters(), ordinary, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-6)

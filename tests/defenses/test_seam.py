@@ -1,6 +1,8 @@
 """The places where defenses act: nothing changes where none is on, and what contradicts itself is refused."""
 
 import dataclasses
+import importlib.metadata
+import sys
 
 import numpy as np
 import pytest
@@ -192,3 +194,45 @@ def test_names_of_other_packages_are_looked_up(monkeypatch):
     twice = fit(recipe, X, Y, MEMBER, **options)
     faster = fit(dataclasses.replace(recipe, defenses=(), learning_rate=0.1), X, Y, MEMBER, **options)
     np.testing.assert_allclose(twice.query(X), faster.query(X), rtol=1e-3, atol=1e-3)
+
+
+class Unfinished(LossDefense):
+    name = "unfinished"
+    title = "a loss that it does not have"
+    card = Card("none", "none", "none", "none")
+
+
+@pytest.fixture
+def packaged(monkeypatch):
+    """Entry points of a package that is this module; those that were found before are forgotten, and after."""
+    monkeypatch.setitem(sys.modules, "some_defenses", sys.modules[__name__])
+
+    def install(**points):
+        found = [importlib.metadata.EntryPoint(name, value, registry.ENTRY_POINTS) for name, value in points.items()]
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found)
+        registry.all_defenses.cache_clear()
+
+    yield install
+    registry.all_defenses.cache_clear()
+
+
+def test_a_packages_defense_is_known_by_its_own_name(packaged):
+    """The recipe asks by that name whether it is in force; the entry point's would be taken and switch nothing on."""
+    packaged(other_name="some_defenses:Doubled")
+    assert [d.name for d in registry.in_force(Recipe(**BASE, defenses=("doubled=2",)))] == ["doubled"]
+    with pytest.raises(ConfigError, match="no installed package adds a defense named 'other_name'"):
+        Recipe(defenses=("other_name",))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("some_defenses:Unfinished", r"'some_defenses:Unfinished' of memberscope.defenses lacks losses"),
+        ("some_defenses:BASE", "is not a subclass of Defense"),
+        ("some_defenses:Absent", "cannot be loaded: AttributeError"),
+    ],
+)
+def test_a_package_whose_defense_is_none_is_told(packaged, value, message):
+    packaged(broken=value)
+    with pytest.raises(ConfigError, match=message):
+        Recipe(defenses=("broken",))

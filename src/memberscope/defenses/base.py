@@ -18,6 +18,7 @@ imports torch when it is loaded: the recipe asks which defenses are in force bef
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -55,7 +56,7 @@ class Card:
     traps: str
 
 
-class Defense:
+class Defense(ABC):
     """One defense, with the settings of one recipe.
 
     Parameters
@@ -135,6 +136,7 @@ class DataDefense(Defense):
     per_record: ClassVar[bool] = False
     """Whether what becomes of a record depends on no other record of the batch."""
 
+    @abstractmethod
     def alter(self, x: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Give another batch.
 
@@ -147,7 +149,6 @@ class DataDefense(Defense):
         rng
             Of this epoch and this purpose.
         """
-        raise NotImplementedError
 
 
 class LossDefense(Defense):
@@ -173,6 +174,7 @@ class LossDefense(Defense):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave; called after `attach`."""
 
+    @abstractmethod
     def losses(self, logits: Tensor, targets: Tensor, epoch: int) -> Tensor:
         """Give the loss float32 [B] of each record, or a scalar for the batch where it is not `per_record`.
 
@@ -185,7 +187,6 @@ class LossDefense(Defense):
         epoch
             From 1.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,32 +234,36 @@ class GradientDefense(Defense):
         del steps, epochs
         return None
 
-    def gradient(
-        self,
-        module: nn.Module,
-        x: Tensor,
-        targets: Tensor,
-        losses: Callable[[Tensor, Tensor], Tensor],
-        expected: float,
-        noise: torch.Generator,
-    ) -> Tensor:
-        """Write the gradient of a step into the parameters of a module, and return the mean loss.
+    @abstractmethod
+    def gradient(self, step: Step) -> Tensor:
+        """Write the gradient of a step into the parameters of its module, and return the mean loss."""
 
-        Parameters
-        ----------
-        module
-            In training mode, its gradients unset.
-        x, targets
-            The batch, float32 [B, ...], and its targets, int64 [B] or float32 [B, classes]; B may be 0 where records
-            are drawn one by one.
-        losses
-            From logits [b, classes] of some of the batch, and their targets, to the losses [b].
-        expected
-            Records of a batch, on average.
-        noise
-            Of this epoch and this purpose, on the module's device.
-        """
-        raise NotImplementedError
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a gradient is computed from.
+
+    Parameters
+    ----------
+    module
+        In training mode, its gradients unset.
+    x, targets
+        The batch, float32 [B, ...], and its targets, int64 [B] or float32 [B, classes]; B may be 0 where records are
+        drawn one by one.
+    losses
+        From logits [b, classes] of some of the batch, and their targets, to the losses [b].
+    expected
+        Records of a batch, on average.
+    noise
+        Of this epoch and this purpose, on the module's device.
+    """
+
+    module: nn.Module
+    x: Tensor
+    targets: Tensor
+    losses: Callable[[Tensor, Tensor], Tensor]
+    expected: float
+    noise: torch.Generator
 
 
 class Procedure(Defense):
@@ -268,13 +273,13 @@ class Procedure(Defense):
     unstackable: ClassVar[str] = "a defense trains other models before each"
 
     @classmethod
+    @abstractmethod
     def trainings(cls, recipe: Recipe) -> int:
         """How many trainings there are, the last one included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lesson(self, stages: Any) -> Lesson:
         """Run the trainings that go before (`training.stages.Stages.train`), and give what the last one is taught."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,12 +327,12 @@ class OutputDefense(Defense):
         del members, others, seed
         return {}
 
+    @abstractmethod
     def answer(self, probabilities: NDArray[np.float64], asked: Asked) -> NDArray[np.float64]:
         """Give the probabilities that a user sees, float64 [n, classes], for those that the model computed.
 
         The same record must get the same answer each time: what is random would be averaged out by asking twice.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,15 +8,14 @@ it. A model that is to be released needs a seed that nobody knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from memberscope.defenses.accountant import Guarantee, guarantee, noise_for
-from memberscope.defenses.base import Card, GradientDefense
+from memberscope.defenses.base import Card, GradientDefense, Step
 from memberscope.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from memberscope.defenses.per_record import ClippedSum
@@ -97,32 +96,24 @@ class DpSgd(GradientDefense):
         """What a checkpoint must share: another accountant could have found another noise."""
         return {"noise multiplier": repr(self.noise)}
 
-    def gradient(
-        self,
-        module: nn.Module,
-        x: Tensor,
-        targets: Tensor,
-        losses: Callable[[Tensor, Tensor], Tensor],
-        expected: float,
-        noise: torch.Generator,
-    ) -> Tensor:
+    def gradient(self, step: Step) -> Tensor:
         """Algorithm 1, lines 4 to 7; the sum is divided by the expected batch size, for the true one is secret."""
         import torch
 
         from memberscope.defenses.per_record import ClippedSum
 
-        if self._clipped is None or self._clipped.module is not module:
-            self._clipped = ClippedSum(module, self.recipe.dp_microbatch)
-        total, told = self._clipped.sum(x, targets, losses, self.recipe.dp_clip)
+        if self._clipped is None or self._clipped.module is not step.module:
+            self._clipped = ClippedSum(step.module, self.recipe.dp_microbatch)
+        total, told = self._clipped.sum(step.x, step.targets, step.losses, self.recipe.dp_clip)
         spread = self.noise * self.recipe.dp_clip
-        for name, parameter in module.named_parameters():
+        for name, parameter in step.module.named_parameters():
             if name not in total:
                 continue
             gradient = total[name]
             if spread:
-                drawn = torch.empty(gradient.shape, device=gradient.device).normal_(0.0, spread, generator=noise)
-                gradient = gradient + drawn
-            parameter.grad = torch.empty_like(parameter).copy_(gradient / expected)
+                drawn = torch.empty(gradient.shape, device=gradient.device)
+                gradient = gradient + drawn.normal_(0.0, spread, generator=step.noise)
+            parameter.grad = torch.empty_like(parameter).copy_(gradient / step.expected)
         return told.mean() if len(told) else told.new_zeros(())
 
     def guarantee(self, steps: int, epochs: int) -> Guarantee:

@@ -15,6 +15,7 @@ trust: `ClippedSum` compares the two ways on a few records first, and takes the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -169,19 +170,19 @@ class _Layer:
         return _Norm(self, given, slope)
 
 
-class _Work:
+class _Work(ABC):
     """The gradients of one layer's parameters for each record of a batch."""
 
     def __init__(self, layer: _Layer, given: Tensor, slope: Tensor) -> None:
         self.layer, self.given, self.slope = layer, given, slope
 
+    @abstractmethod
     def squares(self) -> Tensor:
         """Squared norm of each record's gradient, [B]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weighted(self, factor: Tensor) -> dict[str, Tensor]:
         """Sum over records of factor [B] times gradient, by the parameter's name in the whole module."""
-        raise NotImplementedError
 
     def named(self, **values: Tensor) -> dict[str, Tensor]:
         """Those of weight and bias that are trained, under their full names."""

@@ -33,6 +33,8 @@ from memberscope.defenses.relaxloss import RelaxLoss
 from memberscope.errors import ConfigError
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from memberscope.training.recipe import Recipe
 
 ENTRY_POINTS = "memberscope.defenses"
@@ -70,21 +72,36 @@ def all_defenses() -> dict[str, type[Defense]]:
     Raises
     ------
     ConfigError
-        A package adds something that is no defense, or a name that exists already.
+        A package adds something that cannot be loaded, is no complete defense, or takes a name that exists already.
     """
     from importlib.metadata import entry_points
 
     found = dict(DEFENSES)
     for point in entry_points(group=ENTRY_POINTS):
-        defense = point.load()
-        if not (isinstance(defense, type) and issubclass(defense, Defense)):
-            raise ConfigError(f"the entry point {point.value!r} of {ENTRY_POINTS} is not a subclass of Defense")
-        if point.name in found:
+        defense = _loaded(point)
+        if defense.name in found:
             raise ConfigError(
-                f"the package behind {point.value!r} adds a defense named {point.name!r}, which exists already"
+                f"the package behind {point.value!r} adds a defense named {defense.name!r}, which exists already"
             )
-        found[point.name] = defense
+        found[defense.name] = defense
     return found
+
+
+def _loaded(point: EntryPoint) -> type[Defense]:
+    where = f"the entry point {point.value!r} of {ENTRY_POINTS}"
+    try:
+        defense = point.load()
+    except Exception as error:  # it may be anybody's code
+        raise ConfigError(
+            f"{where} cannot be loaded: {type(error).__name__}: {error}", "mend or uninstall the package that adds it"
+        ) from error
+    if not (isinstance(defense, type) and issubclass(defense, Defense)):
+        raise ConfigError(f"{where} is not a subclass of Defense", "see CONTRIBUTING.md")
+    lacking = [name for name in ("name", "title", "acts", "card") if not hasattr(defense, name)]
+    lacking += sorted(getattr(defense, "__abstractmethods__", ()))
+    if lacking:
+        raise ConfigError(f"{where} lacks {', '.join(lacking)}", "see CONTRIBUTING.md")
+    return defense
 
 
 def in_force(recipe: Recipe) -> list[Defense]:

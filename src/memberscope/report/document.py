@@ -8,6 +8,7 @@ from typing import Any
 
 from memberscope.errors import RunFolderError
 from memberscope.report import wording
+from memberscope.report.svg import Interval
 
 SCHEMA_VERSION = 1
 NAMED_LINES = 12
@@ -115,6 +116,17 @@ def estimate_cell(estimate: Mapping[str, Any] | None, *, as_percent: bool = Fals
     if counts := wording.of(estimate.get("k"), estimate.get("n")):
         details.append(counts)
     return Cell(value, "\n".join(details), kind)
+
+
+def interval_table(what: str, rows: Sequence[Interval]) -> Table:
+    """The numbers of a figure of intervals (`svg.forest`); `what` says what its rows are."""
+    cells = [
+        [Cell(r.label), *(Cell(wording.significant(v)) for v in (r.value, r.low, r.high))]
+        if r.value is not None
+        else [Cell(r.label), Cell(r.note, "", "muted"), Cell(""), Cell("")]
+        for r in rows
+    ]
+    return Table((what, "AUC", "Low", "High"), cells)
 
 
 def point_cell(point: Mapping[str, Any] | None, *, kind: str = "") -> Cell:

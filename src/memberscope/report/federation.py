@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memberscope.report import svg, wording
-from memberscope.report.document import Cell, Figure, Results, Table, estimate_cell, headline
+from memberscope.report.document import Cell, Figure, Results, Table, estimate_cell, headline, interval_table
 
 _FEW_CLIENTS = 10
 
@@ -84,17 +84,11 @@ def _clients_figure(per_client: Mapping[str, Any]) -> Figure:
         reference=0.5,
         reference_label="guessing",
     )
-    numbers = [
-        [Cell(r.label)] + [Cell(wording.significant(v)) for v in (r.value, r.low, r.high)]
-        if r.value is not None
-        else [Cell(r.label), Cell(r.note, "", "muted"), Cell(""), Cell("")]
-        for r in rows
-    ]
     reading = (
         "How to read it: each dot is one client, its line the interval, widened so that all clients together are right "
         "at the stated level. A client whose line crosses the dashed mark cannot be told from guessing."
     )
-    return Figure("clients", title, reading, drawing, Table(("Client", "AUC", "Low", "High"), numbers))
+    return Figure("clients", title, reading, drawing, interval_table("Client", rows))
 
 
 def _interval(name: str, auc: Mapping[str, Any], *, strong: bool = False) -> svg.Interval:

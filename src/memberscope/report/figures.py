@@ -7,7 +7,17 @@ from typing import Any
 
 from memberscope.report import svg, wording
 from memberscope.report.bands import roc_band
-from memberscope.report.document import NAMED_LINES, Cell, Figure, Results, Table, headline, ranked, shown_rates
+from memberscope.report.document import (
+    NAMED_LINES,
+    Cell,
+    Figure,
+    Results,
+    Table,
+    headline,
+    interval_table,
+    ranked,
+    shown_rates,
+)
 
 LINEAR_FPRS = (0.01, 0.05, 0.1, 0.2, 0.5)
 RECALLS = (0.01, 0.05, 0.1, 0.5)
@@ -143,12 +153,6 @@ def class_figure(results: Results) -> Figure | None:
         reference=0.5,
         reference_label="guessing",
     )
-    numbers = [
-        [Cell(r.label)] + [Cell(wording.significant(v)) for v in (r.value, r.low, r.high)]
-        if r.value is not None
-        else [Cell(r.label), Cell(r.note, "", "muted"), Cell(""), Cell("")]
-        for r in rows
-    ]
     return Figure(
         "classes",
         f"Who is exposed: AUC by class{shown}",
@@ -156,7 +160,7 @@ def class_figure(results: Results) -> Figure | None:
         "classes together are right at the stated level. A class whose line lies wholly right of the first row is more "
         "exposed than the records on average; one whose line crosses the dashed mark cannot be told from guessing.",
         drawing,
-        Table(("Class", "AUC", "Low", "High"), numbers),
+        interval_table("Class", rows),
     )
 
 

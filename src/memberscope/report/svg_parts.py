@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 from memberscope.report.wording import significant
 
@@ -92,51 +93,58 @@ def staircase(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale, step
     first = next((i for i, b in enumerate(ys) if b > 0 or not y.log), None)
     if first is None:
         return ""
-    px, py = x(xs[first]), y(ys[first])
-    path = f"M{short(px)} {short(py)}" if xs[first] <= x.low else f"M{short(px)} {short(y.start)}V{short(py)}"
-    for i in range(first, len(xs)):
-        qx, qy = x(xs[i]), y(ys[i])
-        if abs(qx - px) < step and abs(qy - py) < step and i != len(xs) - 1:
-            continue
-        path += (f"H{short(qx)}" if short(qx) != short(px) else "") + (
-            f"V{short(qy)}" if short(qy) != short(py) else ""
-        )
-        px, py = qx, qy
-    return path
+    px, py = short(x(xs[first])), short(y(ys[first]))
+    path = f"M{px} {py}" if xs[first] <= x.low else f"M{px} {short(y.start)}V{py}"
+    return path + _stairs(xs[first:], ys[first:], x, y, step, (x(xs[first]), y(ys[first])), "HV")
 
 
 def stairs_down(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale, step: float = 0.7) -> str:
     """Go to the next height first, then right; moves below `step` pixels wait until they add up."""
     if len(xs) < 2:
         return ""
-    px, py = x(xs[0]), y(ys[1])
-    path = f"M{short(px)} {short(py)}"
-    for i in range(1, len(xs)):
-        qx, qy = x(xs[i]), y(ys[i])
-        if abs(qx - px) < step and abs(qy - py) < step and i != len(xs) - 1:
-            continue
-        path += (f"V{short(qy)}" if short(qy) != short(py) else "") + (
-            f"H{short(qx)}" if short(qx) != short(px) else ""
-        )
-        px, py = qx, qy
-    return path
+    start = x(xs[0]), y(ys[1])
+    return f"M{short(start[0])} {short(start[1])}" + _stairs(xs[1:], ys[1:], x, y, step, start, "VH")
 
 
 def polyline(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale, step: float = 0.7) -> str:
     """Join the points by straight lines; points within `step` pixels of the last are left out."""
-    path, px, py = "", math.inf, math.inf
-    last = len(xs) - 1
-    for i, (a, b) in enumerate(zip(xs, ys, strict=True)):
-        qx, qy = x(a), y(b)
-        if abs(qx - px) < step and abs(qy - py) < step and i != last:
-            continue
-        path += f"{'L' if path else 'M'}{short(qx)} {short(qy)}"
+    points = [f"{short(px)} {short(py)}" for px, py in _apart(xs, ys, x, y, step, (math.inf, math.inf))]
+    return "M" + "L".join(points) if points else ""
+
+
+def _stairs(
+    xs: Sequence[float],
+    ys: Sequence[float],
+    x: Scale,
+    y: Scale,
+    step: float,
+    start: tuple[float, float],
+    order: Literal["HV", "VH"],
+) -> str:
+    """The moves of a staircase from `start` on: of each, first the one that `order` names first."""
+    path, (px, py) = "", start
+    for qx, qy in _apart(xs, ys, x, y, step, start):
+        across = f"H{short(qx)}" if short(qx) != short(px) else ""
+        along = f"V{short(qy)}" if short(qy) != short(py) else ""
+        path += across + along if order == "HV" else along + across
         px, py = qx, qy
     return path
 
 
+def _apart(
+    xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale, step: float, start: tuple[float, float]
+) -> Iterator[tuple[float, float]]:
+    """Pixels of the points that lie at least `step` pixels, across or along, from the one kept before; and the last."""
+    (px, py), last = start, len(xs) - 1
+    for i, (a, b) in enumerate(zip(xs, ys, strict=True)):
+        qx, qy = x(a), y(b)
+        if i == last or abs(qx - px) >= step or abs(qy - py) >= step:
+            yield qx, qy
+            px, py = qx, qy
+
+
 def svg_document(key: str, title: str, desc: str, body: str, *, height: float = HEIGHT) -> str:
-    """Join the points by straight lines; `thin` leaves out those that lie within a pixel of the last."""
+    """One figure with its title and description, both found by screen readers."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {short(height)}" role="img" '
         f'aria-labelledby="{key}-t {key}-d"><title id="{key}-t">{escape(title)}</title>'
@@ -145,30 +153,30 @@ def svg_document(key: str, title: str, desc: str, body: str, *, height: float = 
 
 
 def text_at(x: float, y: float, text: str, anchor: str, name: str = "tick") -> str:
-    """One figure with its title and description, both found by screen readers."""
+    """A piece of text, escaped; `anchor` is start, middle or end."""
     return f'<text class="{name}" x="{short(x)}" y="{short(y)}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def dashed(dash: str) -> str:
-    """A piece of text, escaped; `anchor` is start, middle or end."""
+    """The attribute that dashes a line."""
     return f' stroke-dasharray="{dash}"' if dash else ""
 
 
 def short(value: float) -> str:
-    """The attribute that dashes a line."""
+    """A coordinate to a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0")
 
 
 def rate_label(value: float) -> str:
-    """A coordinate to a tenth of a pixel."""
+    """A round rate as a tick of an axis: 0.1 %."""
     return f"{100 * value:.6g} %"
 
 
 def percent_label(value: float) -> str:
-    """A round rate as a tick of an axis: 0.1 %."""
+    """A share as a tick of an axis."""
     return f"{100 * value:.4g} %"
 
 
 def plain_label(value: float) -> str:
-    """A share as a tick of an axis."""
+    """A number as a tick of an axis."""
     return significant(value).rstrip("0").rstrip(".") if value and abs(value) < 1 else f"{value:.6g}"

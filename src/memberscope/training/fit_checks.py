@@ -27,10 +27,7 @@ def check_records(
     if validation is not None and (member & validation).any():
         both = int((member & validation).sum())
         raise DataError(f"{both:,} records are members and validation records", "validation records must be set apart")
-    if recipe.needs_validation and validation is None:
-        raise ConfigError(
-            f"{recipe.needs_validation} needs validation records", "set some apart (--validation-fraction)"
-        )
+    check_validation(recipe, validation)
     only_images = next((d.name for d in in_force(recipe) if d.images), None)
     if only_images and x.ndim != 4:
         raise ConfigError(f"{only_images} is for images, the records are feature rows", "leave it out")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from memberscope.defenses.base import Attached, GradientDefense, Lesson
+from memberscope.defenses.base import Attached, GradientDefense, Lesson, Step
 from memberscope.defenses.registry import in_force, procedure, trainings
 from memberscope.errors import ModelError
 from memberscope.training import checkpoint as checkpoints
@@ -311,7 +311,7 @@ class _Training:
             self.optimizer.zero_grad(set_to_none=True)
             batch = batch if self.channels_last else batch.contiguous()
             expected = len(self.members) / len(draws.batches)
-            loss = self.gradient.gradient(self.module, batch, targets, losses, expected, noise)
+            loss = self.gradient.gradient(Step(self.module, batch, targets, losses, expected, noise))
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self._parameters(), self.recipe.clip_norm)
         self.optimizer.step()
