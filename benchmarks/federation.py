@@ -3,15 +3,21 @@
 SimpleCNN on 32x32 colour images, FedAvg. The bare loop makes the same training calls and averages the weights in place;
 no Flower, no messages, nothing on disk. Loop and engine take turns, one thread each; medians over the turns, with the
 smallest and largest. Then the tape's own cost, 1,000 clients with 100 a round in a process of their own, and (with
---ray PYTHON, an interpreter that has flwr[simulation] and this package's dependencies) Flower's simulation on Ray.
+--ray PYTHON, an interpreter that has flwr[simulation] and this package's dependencies) Flower's simulation on Ray, in
+turns with the engine, each in a process of its own.
 
-Random images: speed does not depend on what is on them. About two minutes on two free cores.
-Usage: python benchmarks/federation.py [--clients 10] [--records 500] [--rounds 4] [--turns 5] [--ray PYTHON]
+Ray is started on the loopback address and told to begin a cluster: at the host's own address it may not reach itself
+(containers, firewalls), and a file that a killed cluster left in /tmp/ray sends it to that one.
+
+Random images: speed does not depend on what is on them. About two minutes on two free cores, and one a turn for Ray.
+Usage: python benchmarks/federation.py [--clients 10] [--records 500] [--rounds 4] [--turns 5]
+                                       [--ray PYTHON] [--ray-turns 3]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -20,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -176,8 +183,78 @@ def own_process(name: str, python: str = sys.executable, **more: str) -> dict:
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
+class Memory(threading.Thread):
+    """The largest memory of this process and all that it started, in MB: shared pages are counted once (PSS)."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Look every half second."""
+        while not self._over.wait(0.5):
+            self.peak = max(self.peak, sum(map(_pss, _tree(os.getpid()))) / 1024)
+
+    def stop(self) -> float:
+        """The peak; no more looking."""
+        self._over.set()
+        self.join()
+        return self.peak
+
+
+def _tree(root: int) -> set[int]:
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found, new = {root}, {root}
+    while new := {child for child, parent in parents.items() if parent in new} - found:
+        found |= new
+    return found
+
+
+def _pss(process: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    return 0
+
+
+def _size() -> tuple[int, int, int]:
+    clients, records, rounds = (int(os.environ[k]) for k in ("CLIENTS", "RECORDS", "ROUNDS"))
+    return clients, records, rounds
+
+
+def alone() -> None:
+    """In a process of its own: the engine, measured as Ray is."""
+    from memberscope.events import Events
+    from memberscope.federated.federation import federate
+
+    begun, memory = time.perf_counter(), Memory()
+    memory.start()
+    clients, records, rounds = _size()
+    marks = []
+
+    class Watch(Events):
+        def federation_round(self, record, rounds, left):
+            marks.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        federate(config(clients, rounds), dataset=images(clients * records), folder=Path(folder) / "r", events=Watch())
+    _tell(begun, marks, memory)
+
+
+def _tell(begun: float, marks: list[float], memory: Memory) -> None:
+    steady = [b - a for a, b in itertools.pairwise(marks)]
+    print(json.dumps({"round": statistics.median(steady), "first": marks[0] - begun, "peak": memory.stop()}))
+
+
 def ray() -> None:
     """In a process of its own: the same training calls as a ClientApp on Flower's Ray simulation."""
+    begun, memory = time.perf_counter(), Memory()
+    memory.start()
     from flwr.app import ArrayRecord, MetricRecord
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
@@ -188,7 +265,7 @@ def ray() -> None:
     from memberscope.federated.federation import plan
     from memberscope.federated.packing import pack, unpack
 
-    clients, records, rounds = (int(os.environ[k]) for k in ("CLIENTS", "RECORDS", "ROUNDS"))
+    clients, records, rounds = _size()
     settings = config(clients, rounds)
     sites: list[apps.Site] = []
 
@@ -220,18 +297,39 @@ def ray() -> None:
 
         def watch(round_: int, arrays: ArrayRecord) -> None:
             local.watch(unpack(arrays))
-            marks.append(time.perf_counter())
+            if round_:  # Flower also watches the model before the first round
+                marks.append(time.perf_counter())
 
-        marks.append(time.perf_counter())
         strategy.start(
             grid=grid, initial_arrays=pack(local.state(), resident=False), num_rounds=rounds, evaluate_fn=watch
         )
 
-    begun = time.perf_counter()
-    actors = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    run_simulation(server, app, clients, backend_config=actors)
-    steady = [b - a for a, b in itertools.pairwise(marks[2:])]
-    print(json.dumps({"round": statistics.median(steady), "first": marks[2] - begun}))
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        actors = {
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"address": "local", "_node_ip_address": "127.0.0.1", "_temp_dir": folder},
+        }
+        run_simulation(server, app, clients, backend_config=actors)
+    _tell(begun, marks, memory)
+
+
+def beside_ray(python: str, turns: int, **size: str) -> None:
+    found: dict[str, list[dict]] = {"in process": [], "Ray": []}
+    for turn in range(turns):
+        for name in list(found) if turn % 2 == 0 else list(found)[::-1]:
+            found[name].append(own_process("ray", python, **size) if name == "Ray" else own_process("alone", **size))
+    print(f"each in a process of its own, {turns} turns; Ray has an actor for each core, one thread each:")
+    for name, told in found.items():
+        parts = [
+            f"{statistics.median(t[key] for t in told):{form}} {unit} ({min(t[key] for t in told):{form}} to "
+            f"{max(t[key] for t in told):{form}})"
+            for key, form, unit in (
+                ("round", ".2f", "s a round after the first"),
+                ("first", ".1f", "s from nothing to the end of the first"),
+                ("peak", ".0f", "MB at the peak, all processes"),
+            )
+        ]
+        print(f"  {name:18} {', '.join(parts)}")
 
 
 def main() -> None:
@@ -239,10 +337,11 @@ def main() -> None:
     for name, default in (("--clients", 10), ("--records", 500), ("--rounds", 4), ("--turns", 5)):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--ray", help="Python of an environment with flwr[simulation]")
-    parser.add_argument("--only", choices=("many", "start_up", "ray"), help=argparse.SUPPRESS)
+    parser.add_argument("--ray-turns", type=int, default=3)
+    parser.add_argument("--only", choices=("many", "start_up", "ray", "alone"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.only:
-        {"many": many, "start_up": start_up, "ray": ray}[given.only]()
+        {"many": many, "start_up": start_up, "ray": ray, "alone": alone}[given.only]()
         return
     compare(given.clients, given.records, given.rounds, given.turns)
     print(f"start-up, imports and all: {own_process('start_up')['seconds']:.1f} s until the first round")
@@ -255,11 +354,7 @@ def main() -> None:
     )
     if given.ray:
         size = {"CLIENTS": str(given.clients), "RECORDS": str(given.records), "ROUNDS": str(given.rounds)}
-        told = own_process("ray", given.ray, **size)
-        print(
-            f"Flower's simulation on Ray (one CPU an actor): {told['round']:.2f} s a round after the first, "
-            f"{told['first']:.1f} s until the first has ended"
-        )
+        beside_ray(given.ray, given.ray_turns, **size)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def test_central_noise_is_accounted_for(run: Run) -> None:
     privacy = trained.summary["privacy"]
     assert privacy["mu"] == pytest.approx(2.0)
     assert 8 < privacy["epsilon"] < 10.5  # Gaussian mechanism of mu = 2 at 1e-5
-    assert client_privacy(settings()) is None
+    assert client_privacy(settings(), 4, []) is None
 
 
 def test_dp_sgd_at_the_clients_is_accounted_for(run: Run) -> None:

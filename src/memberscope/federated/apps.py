@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.federated import secure, strategies
+from memberscope.federated.canary_clients import UPDATE_NORM, CanaryClients, follows_updates
 from memberscope.federated.config import FederationConfig
 from memberscope.federated.design import Design
 from memberscope.federated.draws import global_draws
-from memberscope.federated.local import LocalTraining
+from memberscope.federated.local import LocalTraining, Outcome
 from memberscope.federated.mods import Mod, mods
-from memberscope.federated.packing import pack, unpack
+from memberscope.federated.packing import arrays_of, pack, tensors_of, unpack
 from memberscope.federated.rounds import Rounds
 from memberscope.federated.weather import Weather
 from memberscope.records.pool import Dataset
@@ -66,6 +69,17 @@ class Site:
         """Who trains on what."""
         return self._design(self.dataset)
 
+    @property
+    def n_nodes(self) -> int:
+        """Clients and canary clients."""
+        return self.design.n_clients + self.config.canary_clients
+
+    @cached_property
+    def canaries(self) -> CanaryClients:
+        """The canary clients; none, as a rule."""
+        weight = max(1, int(np.median(np.bincount(self.design.owner[self.design.member]))))
+        return CanaryClients(self.config, self.design.n_clients, weight, self.local.trainable)
+
     @cached_property
     def local(self) -> LocalTraining:
         """The model and its trainer."""
@@ -100,16 +114,24 @@ def client_app(site: Site, client_mods: Sequence[Mod] = ()) -> ClientApp:
         settings: Any = message.content[SETTINGS]
         round_ = int(settings["server-round"])
         epochs = site.weather.epochs(round_, client)
-        state, outcome = site.local.train(
-            unpack(message.content[MODEL]),  # type: ignore[arg-type]
-            client,
-            first_epoch=1 + (round_ - 1) * config.local_epochs,
-            epochs=epochs,
-            proximal_mu=float(settings.get("proximal-mu", 0.0)),
-        )
+        sent = unpack(message.content[MODEL])  # type: ignore[arg-type]
+        norm = 0.0
+        if client in site.canaries:
+            state, outcome = _canary(site, client, sent, settings)
+        else:
+            state, outcome = site.local.train(
+                sent,
+                client,
+                first_epoch=1 + (round_ - 1) * config.local_epochs,
+                epochs=epochs,
+                proximal_mu=float(settings.get("proximal-mu", 0.0)),
+            )
+            if follows_updates(config):
+                norm = site.canaries.norm(arrays_of(sent), arrays_of(state))
+        more = {UPDATE_NORM: norm} if follows_updates(config) else {}
         # Central differential privacy is about the mean of clipped updates: each client counts once.
         weight = 1 if config.central_noise else outcome.examples
-        metrics = MetricRecord({"num-examples": weight, "partition-id": client, **asdict(outcome)})
+        metrics = MetricRecord({"num-examples": weight, "partition-id": client, **asdict(outcome), **more})
         content = RecordDict({MODEL: pack(state, resident=site.resident), METRICS: metrics})
         return Message(content, reply_to=message)
 
@@ -146,13 +168,14 @@ def server_app(
         del context
         check_buffers(site)
         exchange = secure_exchange(site) if site.config.secagg_plus else None
-        strategy = prepare(strategies.make(site.config, site.design.n_clients))
+        strategy = prepare(strategies.make(site.config, site.n_nodes))
         initial = pack(site.local.state(), resident=site.resident)
         rounds = Rounds(
             site.config,
             strategy,
             folder,
             n_clients=site.design.n_clients,
+            n_nodes=site.n_nodes,
             watch=lambda arrays: site.local.watch(unpack(arrays)),
             events=events,
             exchange=exchange,
@@ -184,10 +207,18 @@ def secure_exchange(site: Site) -> secure.SecureExchange:
     config, design = site.config, site.design
     secure.check(
         config,
-        each_round=strategies.chosen_each_round(config, design.n_clients),
+        each_round=strategies.chosen_each_round(config, site.n_nodes),
         has_buffers=site.local.has_buffers,
     )
     return secure.SecureExchange(float(max(len(design.trained(k)) for k in range(design.n_clients))))
+
+
+def _canary(
+    site: Site, client: int, sent: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], Outcome]:
+    """The reply of a canary client; it has no records to report anything on."""
+    arrays, weight = site.canaries.reply(client, arrays_of(sent), settings)
+    return tensors_of(arrays), Outcome(weight, 0.0, 0.0, 0.0, 0.0, 0)
 
 
 def _drawn_from_the_seed(seed: int) -> Callable[[Message, Context, Callable[[Message, Context], Message]], Message]:

@@ -14,7 +14,7 @@ may come out far too small, and epsilon far too large.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ from memberscope.statistics.gaussian_dp import gdp_epsilon
 from memberscope.statistics.intervals import Estimate
 
 Arrays = Mapping[str, NDArray[Any]]
+LEAST = 5
+"""Canaries below which nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,20 @@ class Canaries:
         drawn = np.random.default_rng([self.seed, canary]).standard_normal(d)
         return np.asarray(drawn / np.linalg.norm(drawn))
 
-    def reply(self, canary: int, sent: Arrays) -> dict[str, NDArray[Any]]:
-        """What canary client number `canary` sends back: the model it got, plus its direction."""
-        names = _floating(sent)
+    def reply(self, canary: int, sent: Arrays, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """What canary client number `canary` sends back: the model it got, plus its direction.
+
+        Parameters
+        ----------
+        canary
+            Its number, from 0.
+        sent
+            The model.
+        names
+            Arrays that the direction lies in; default: all floating ones. The statistics of a batch normalisation
+            should not be among them: a variance that comes out negative makes NaN of the model.
+        """
+        names = _floating(sent) if names is None else list(names)
         d = sum(sent[name].size for name in names)
         step = self.length * self.direction(canary, d)
         edges = np.cumsum([sent[name].size for name in names])[:-1]
@@ -93,8 +106,9 @@ def estimate(
     canaries: Canaries,
     first: Arrays,
     last: Arrays,
-    n_canaries: int,
+    n_canaries: int | Sequence[int],
     *,
+    names: Sequence[str] | None = None,
     delta: float = 1e-5,
     confidence: float = 0.95,
 ) -> CanaryEstimate:
@@ -107,7 +121,9 @@ def estimate(
     first, last
         Global models before the first round and after the last.
     n_canaries
-        How many took part, at least 5.
+        How many took part, at least 5: the first so many, or the numbers of those that did.
+    names
+        Arrays that the directions lie in; default: all floating ones.
     delta
         Of epsilon.
     confidence
@@ -120,24 +136,27 @@ def estimate(
     DataError
         Models that differ in their arrays, or do not differ at all.
     """
-    if n_canaries < 5:
-        raise ConfigError(f"{n_canaries} canaries say too little", "some dozens are usual, five the least")
-    names = _floating(first)
-    if _floating(last) != names or any(first[n].shape != last[n].shape for n in names):
+    seen_numbers = list(range(n_canaries)) if isinstance(n_canaries, int) else list(n_canaries)
+    if len(seen_numbers) < LEAST:
+        raise ConfigError(f"{len(seen_numbers)} canaries say too little", "some dozens are usual, five the least")
+    names = _floating(first) if names is None else list(names)
+    shared = first.keys() == last.keys() and set(names) <= first.keys()
+    if not shared or any(first[n].shape != last[n].shape for n in names):
         raise DataError("the first and the last model differ in their arrays", "give two models of one federation")
     way = np.concatenate([(np.asarray(last[n], np.float64) - first[n]).reshape(-1) for n in names])
     distance, d = float(np.linalg.norm(way)), len(way)
     if not math.isfinite(distance) or distance == 0:
         raise DataError("the models do not differ, or hold NaN", "give the first and the last global model")
-    seen = _standardised(canaries, way / distance, range(n_canaries))
-    unseen = _standardised(canaries, way / distance, range(n_canaries, 2 * n_canaries))
+    beyond = max(seen_numbers) + 1
+    seen = _standardised(canaries, way / distance, seen_numbers)
+    unseen = _standardised(canaries, way / distance, range(beyond, beyond + len(seen_numbers)))
     mu = _mean(seen, confidence)
     ends = [gdp_epsilon(max(value, 0.0), delta) if value > 0 else 0.0 for value in (mu.value, mu.low, mu.high)]
     epsilon = Estimate(ends[0], ends[1], ends[2], f"Gaussian mechanism of separation mu, delta {delta:g}")
-    return CanaryEstimate(mu, epsilon, delta, d, n_canaries, float(unseen.std(ddof=1)))
+    return CanaryEstimate(mu, epsilon, delta, d, len(seen_numbers), float(unseen.std(ddof=1)))
 
 
-def _standardised(canaries: Canaries, way: NDArray[np.float64], which: range) -> NDArray[np.float64]:
+def _standardised(canaries: Canaries, way: NDArray[np.float64], which: Sequence[int]) -> NDArray[np.float64]:
     """Cosines in units of the standard deviation 1/sqrt(d) of a direction that was never sent."""
     d = len(way)
     return np.array([float(canaries.direction(canary, d) @ way) for canary in which]) * math.sqrt(d)

@@ -35,6 +35,8 @@ _NUMBERS: dict[str, Number] = {
     "local_clip": (float, 1e-300, math.inf, "more than 0"),
     "keep_largest": (float, 0, 1 + 1e-12, "in (0, 1], 0 is off"),
     "quantise_bits": (int, 0, 17, "from 1 to 16, 0 is off"),
+    "canary_clients": (int, 0, math.inf, "at least 5, 0 is off"),
+    "canary_length": (float, 0, math.inf, "at least 0"),
     "seed": (int, 0, math.inf, "at least 0"),
     "threads": (int, 1, math.inf, "at least 1"),
 }
@@ -116,6 +118,10 @@ class FederationConfig:
     malicious
         A malicious party: isolate:K (the server cuts client K off), ascent:K (it moves what it sends to client K up the
         loss of candidate records) or ascent-client:K (client K does so with its reply).
+    canary_clients
+        Clients that never train and send random directions instead, from which an epsilon is estimated; 0: none.
+    canary_length
+        Norm of their updates; 0: what updates are clipped to, else the clients' median of the round before.
     seed
         One seed for partition, membership, choice of clients, training and noise.
     device
@@ -157,6 +163,8 @@ class FederationConfig:
     keep_largest: float = 0.0
     quantise_bits: int = 0
     malicious: str = ""
+    canary_clients: int = 0
+    canary_length: float = 0.0
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -196,7 +204,20 @@ class FederationConfig:
                 "--central-noise and --central-clip go together",
                 "noise is scaled to the norm that updates are clipped to",
             )
+        self._check_canaries()
         object.__setattr__(self, "recipe", replace(self.recipe, epochs=self.rounds * self.local_epochs))
+
+    def _check_canaries(self) -> None:
+        if 0 < self.canary_clients < 5:
+            raise ConfigError(
+                f"canary_clients = {self.canary_clients} say too little", "some dozens are usual, five the least"
+            )
+        if self.canary_length and not self.canary_clients:
+            raise ConfigError("--canary-length was given without --canary-clients", "say how many there are")
+        if self.canary_clients and self.strategy == "qfedavg":
+            raise ConfigError(
+                "qfedavg weights updates by the clients' losses, and canary clients have none", "another strategy"
+            )
 
     def _check_defenses(self) -> None:
         """Clients take training steps and nothing else: what trains or watches other models has no place."""

@@ -79,7 +79,7 @@ def show(run: Federation, *, as_json: bool = False) -> None:
         f"by clients and not trained on, {records['of_nobody']:,} of nobody",
         "Accuracy of the global model: " + _accuracies(summary["accuracy"]),
         *_failures(run.history, summary["failures"]),
-        *_guarantees(summary["privacy"], summary["record_privacy"]),
+        *_guarantees(summary["privacy"], summary["record_privacy"], summary["canaries"]),
         f"Run folder: {run.folder.resolve()}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -105,13 +105,16 @@ def _failures(history: list[dict[str, Any]], failures: dict[str, int]) -> list[s
     return lines
 
 
-def _guarantees(clients: dict[str, Any] | None, records: dict[str, Any] | None) -> list[str]:
+def _guarantees(
+    clients: dict[str, Any] | None, records: dict[str, Any] | None, canaries: dict[str, Any] | None
+) -> list[str]:
+    from memberscope.report.wording import canary_estimate, client_guarantee
+
     lines = []
     if clients is not None:
-        lines.append(
-            f"Central differential privacy: epsilon {clients['epsilon']:.3g} at delta {clients['delta']:g} for "
-            f"{clients['unit']}, against {clients['holds_against']}"
-        )
+        lines.append(f"Central differential privacy: {client_guarantee(clients)}")
+    if canaries is not None:
+        lines.append(f"Canary clients: {canary_estimate(canaries, clients)}")
     if records is not None:
         epsilon = "no epsilon (no noise)" if records["epsilon"] is None else f"epsilon {records['epsilon']:.3g}"
         lines.append(f"DP-SGD at the clients: {epsilon} at delta {records['delta']:g} for each record, at the least")

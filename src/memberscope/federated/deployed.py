@@ -57,7 +57,7 @@ def server_app(config_file: Path) -> ServerApp:
             site,
             folder,
             events=Events(),
-            prepare=lambda strategy: taped(strategy, config, folder),
+            prepare=lambda strategy: taped(strategy, site, folder),
             resume=bool(context.run_config[RESUME]),
         )
         inner(grid, context)

@@ -59,6 +59,7 @@ def describe(
         "matching": chosen.matching,
         "population": len(chosen.population),
         "problems": list(transcript.problems),
+        "privacy": dict(about.privacy),
         "seats": _seats(ran, chosen, confidence, seed),
         "per_client": None if best is None else _per_client(best, chosen, confidence, seed),
         "whose": _whose(about, chosen, evidence, confidence, seed) if sees_clients and len(clients) > 1 else None,

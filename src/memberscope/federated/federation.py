@@ -136,6 +136,11 @@ def federate(
         records=int(design.member.sum()),
         rounds=config.rounds,
     )
+    if config.canary_clients > design.n_clients:
+        events.note(
+            f"{config.canary_clients} canary clients among {design.n_clients} that learn: their random directions "
+            "outweigh what is learnt. The estimate stands; judge accuracy and attacks by a federation without them."
+        )
     site = apps.Site(config, lambda: pool, lambda _: design, resident=True)
     if config.malicious:
         if resume:
@@ -149,14 +154,14 @@ def federate(
         tamper, client_mods = party, (*client_mods, *its_mods)
 
     def prepared(strategy: Strategy) -> Strategy:
-        return taped(strategy if tamper is None else tamper(strategy), config, folder)
+        return taped(strategy if tamper is None else tamper(strategy), site, folder)
 
     server = apps.server_app(site, folder, events=events, prepare=prepared, resume=resume)
     with quiet_flower():
         run_in_process(
             server,
             apps.client_app(site, client_mods),
-            n_clients=design.n_clients,
+            n_clients=site.n_nodes,
             on_error=lambda client, error: None,  # told with the round, from the reply
             on_reply=events.federation_client,
         )
@@ -177,7 +182,7 @@ def plan(config: FederationConfig, dataset: Dataset) -> Design:
 def finish(site: Site, folder: Path, events: Events) -> Federation:
     """Write the global model, the curves and the summary of a federation whose rounds are done."""
     from memberscope.federated import standing
-    from memberscope.federated.packing import unpack
+    from memberscope.federated.packing import arrays_of, unpack
     from memberscope.report.federation_plots import learning_curves
     from memberscope.training.model_files import save
 
@@ -197,6 +202,10 @@ def finish(site: Site, folder: Path, events: Events) -> Federation:
     )
     learning_curves(folder / "learning_curves.png", kept.history)
     summary = summarise(site.config, dataset, design, model, kept.history)
+    if site.config.canary_clients:
+        summary["canaries"] = site.canaries.outcome(
+            standing.read_first(folder), arrays_of(unpack(kept.arrays)), kept.history
+        )
     write_json(folder / SUMMARY, summary)
     return Federation(folder, site.config, dataset, design, model, kept.history, summary)
 
@@ -290,8 +299,12 @@ def _records_of(folder: Path) -> str | None:
     return str(told) if told else None
 
 
-def taped(strategy: Strategy, config: FederationConfig, folder: Path) -> Strategy:
-    """The strategy with a tap that keeps what the server sees; the tape of an interrupted run is continued."""
+def taped(strategy: Strategy, site: Site, folder: Path) -> Strategy:
+    """The strategy with a tap that keeps what the server sees; the tape of an interrupted run is continued.
+
+    Canary clients are the auditor's own: their replies are passed over, in sums too.
+    """
+    config = site.config
     if config.recorded == "nothing":
         return strategy
     from memberscope.federated.tap import watch
@@ -304,6 +317,7 @@ def taped(strategy: Strategy, config: FederationConfig, folder: Path) -> Strateg
         sums_only=config.recorded == "sums",
         max_bytes=config.record_megabytes * 2**20,
         total_rounds=config.rounds,
+        without=range(site.design.n_clients, site.n_nodes),
     )
 
 

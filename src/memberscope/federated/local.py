@@ -108,6 +108,11 @@ class LocalTraining:
         """A copy of the weights."""
         return plain_state(self._training.module)
 
+    @property
+    def trainable(self) -> list[str]:
+        """Names of the weights that are trained: without the statistics of a batch normalisation."""
+        return [name for name, _ in self._training.module.named_parameters()]
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Write over the weights."""
         self._training.module.load_state_dict(state)

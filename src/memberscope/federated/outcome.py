@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from memberscope.training.trained_model import TrainedModel
 
 _FORMAT = "memberscope federation 1"
+MEANS = ("fedavg", "fedprox")
+"""Strategies whose new model is the mean of what the clients sent, and nothing else."""
 
 
 def as_epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -61,7 +64,8 @@ def summarise(
         "skew": design.partition.skew(dataset.y, dataset.n_classes),
         "accuracy": accuracy,
         "failures": {"replies": len(failed), "of": sum(len(r["clients"]) + len(r["failed"]) for r in history)},
-        "privacy": client_privacy(config),
+        "privacy": client_privacy(config, design.n_clients, history),
+        "canaries": None,
         "record_privacy": model.privacy,
         "seconds": sum(r["seconds"] for r in history),
         "weights_sha256": model.weights_sha256,
@@ -80,22 +84,31 @@ def weakest_guarantee(site: Site, history: list[dict[str, Any]]) -> dict[str, An
     return max(found, key=lambda g: float("inf") if g["epsilon"] is None else g["epsilon"], default=None)
 
 
-def client_privacy(config: FederationConfig) -> dict[str, Any] | None:
+def client_privacy(
+    config: FederationConfig, n_clients: int, history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
     """The guarantee that central noise gives a client; None without any.
 
-    Each round adds Gaussian noise of z C / n to the mean of n updates of norm C at most: with a client's update in it
-    or zeroed, the means differ by C / n. T rounds of it are sqrt(T)/z-GDP (Dong et al. 2022, corollary 3.3); no gain
-    from the choice of clients is claimed.
+    A round adds Gaussian noise of z C / n to the mean of updates of norm C at most, n of which were asked for. With a
+    client's update among k that came, or zeroed, the means differ by C / k: z k / n is the noise in units of that. T
+    rounds of it are mu-GDP for mu^2 = sum of (n / (z k))^2, sqrt(T)/z where all answer (Dong et al. 2022, corollary
+    3.3); no gain from the choice of clients is claimed. It holds for a mean and for nothing that a strategy makes of it
+    before the noise comes in: epsilon is then None, with the reason.
     """
     if not config.central_noise:
         return None
+    from memberscope.federated.strategies import chosen_each_round
     from memberscope.statistics.gaussian_dp import gdp_epsilon
 
-    mu = config.rounds**0.5 / config.central_noise
-    return {
+    told: dict[str, Any] = {
         "unit": "one client's updates, present or zeroed",
         "holds_against": "whoever sees the global models, not the server",
         "delta": config.local_delta,
-        "epsilon": gdp_epsilon(mu, config.local_delta),
-        "mu": mu,
     }
+    if config.strategy not in MEANS:
+        reason = f"{config.strategy} makes more of the mean than the noise is scaled to"
+        return {**told, "epsilon": None, "mu": None, "reason": reason}
+    asked = chosen_each_round(config, n_clients + config.canary_clients)
+    came = [len(record["clients"]) + len(record.get("canaries", ())) for record in history]
+    mu = sum((asked / k) ** 2 for k in came if k) ** 0.5 / config.central_noise
+    return {**told, "epsilon": gdp_epsilon(mu, config.local_delta), "mu": mu}

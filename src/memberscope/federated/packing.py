@@ -53,6 +53,16 @@ def pack(state: Mapping[str, Tensor], *, resident: bool) -> ArrayRecord:
     return record
 
 
+def arrays_of(state: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """A state dict as arrays that share its memory."""
+    return {name: value.numpy() for name, value in state.items()}
+
+
+def tensors_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    """Arrays as a state dict that shares their memory."""
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
+
+
 def unpack(record: ArrayRecord) -> dict[str, Tensor]:
     """The state dict of a record; its tensors are the caller's own."""
-    return {name: torch.from_numpy(np.asarray(array.numpy())) for name, array in record.items()}
+    return tensors_of({name: array.numpy() for name, array in record.items()})

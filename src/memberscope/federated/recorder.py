@@ -158,7 +158,7 @@ class Recorder:
                 self._heard("masked", number, reply, **_said(reply))
             elif reply.arrays is None:
                 self._heard("failed", number, reply, reason=reply.failure)
-            elif self.taping.sums_only:
+            elif self.taping.sums_only and not self.taping.is_left_out(reply.node, reply.client):
                 self._mean.add(reply.arrays, 1.0 if reply.num_examples is None else reply.num_examples)
                 self._heard("passed_over", number, reply)
             elif self.taping.wants_client(reply.node, reply.client):
@@ -285,6 +285,8 @@ class Recorder:
         """Say beforehand what taping will take, and whether it fits."""
         self._announced = True
         model = sum(a.nbytes for a in arrays.values())
+        if self.taping.without and self._known:  # they take part like the others, but are passed over
+            replies = round(replies * (1 - len(self.taping.without) / len(self._known)))
         a_round = self.taping.round_bytes(model, replies)
         text = f"taping to {self.folder}: {in_words(a_round)} a round ({replies} clients, {in_words(model)} a model)"
         if self._total_rounds is not None:

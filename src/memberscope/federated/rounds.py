@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from memberscope.errors import MemberscopeError, ModelError
 from memberscope.events import Events
 from memberscope.federated import standing
+from memberscope.federated.canary_clients import CanaryLengths
 from memberscope.federated.config import FederationConfig
 from memberscope.federated.draws import global_draws
 from memberscope.federated.replies import Sifted, client_of, sift
@@ -40,6 +41,8 @@ class Rounds:
         The run folder.
     n_clients
         Number of clients.
+    n_nodes
+        That of all nodes; those beyond the clients are canary clients.
     watch
         Loss and accuracy of a global model on records of nobody.
     events
@@ -55,15 +58,17 @@ class Rounds:
         folder: Path,
         *,
         n_clients: int,
+        n_nodes: int,
         watch: Callable[[ArrayRecord], tuple[float, float]],
         events: Events,
         exchange: Exchange | None = None,
     ) -> None:
         self._config, self._strategy, self._folder = config, strategy, folder
-        self._n_clients, self._watch, self._events = n_clients, watch, events
+        self._n_clients, self._n_nodes, self._watch, self._events = n_clients, n_nodes, watch, events
         self._exchange = exchange or _plainly
         self._nodes: dict[int, int] = {}
         self._silent = 0
+        self._canaries = CanaryLengths(config, n_clients) if config.canary_clients else None
 
     def run(self, grid: Grid, initial: ArrayRecord, *, resume: bool = False, resident: bool = True) -> ArrayRecord:
         """Run the rounds that are left; gives the global model.
@@ -88,6 +93,10 @@ class Rounds:
         """
         kept = standing.read(self._folder, self._strategy, resident=resident) if resume else None
         arrays, first = (initial, 1) if kept is None else (kept.arrays, kept.round + 1)
+        if self._canaries is not None and kept is None:
+            standing.write_first(self._folder, initial)
+        elif self._canaries is not None and kept is not None:
+            self._canaries.go_on(kept.history)
         self._await_clients(grid)
         seconds: list[float] = []
         for round_ in range(first, self._config.rounds + 1):
@@ -108,20 +117,21 @@ class Rounds:
         """Wait until all clients are there; those of this process are at once."""
         deadline = time.monotonic() + self._config.timeout
         there = -1
-        while (now := len(list(grid.get_node_ids()))) < self._n_clients:
+        while (now := len(list(grid.get_node_ids()))) < self._n_nodes:
             if now != there:
                 there = now
-                self._events.note(f"Waiting for clients: {now} of {self._n_clients} are connected.")
+                self._events.note(f"Waiting for clients: {now} of {self._n_nodes} are connected.")
             if time.monotonic() > deadline:
                 raise MemberscopeError(
-                    f"{now} of {self._n_clients} clients connected within {self._config.timeout:g} seconds",
+                    f"{now} of {self._n_nodes} clients connected within {self._config.timeout:g} seconds",
                     "start the missing SuperNodes, or ask for fewer clients",
                 )
             time.sleep(_LOOK_SECONDS)
 
     def _round(self, round_: int, arrays: ArrayRecord, grid: Grid) -> tuple[ArrayRecord, Sifted]:
         strategy, timeout = self._strategy, self._config.timeout
-        messages = list(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
+        told = {} if self._canaries is None else self._canaries.told()
+        messages = list(strategy.configure_train(round_, arrays, ConfigRecord(told), grid))
         replies = self._exchange(grid, messages, timeout)
         sifted = sift(messages, replies, arrays, timeout)
         aggregated, _ = strategy.aggregate_train(round_, self._shown(sifted))
@@ -141,7 +151,8 @@ class Rounds:
         return sifted.good if self._config.central_noise else [*sifted.good, *sifted.bad]
 
     def _record(self, round_: int, arrays: ArrayRecord, sifted: Sifted) -> dict[str, Any]:
-        clients = [_reported(message) for message in sifted.good]
+        metrics = [_metrics(message) for message in sifted.good]
+        clients = [_reported(m) for m in metrics if m["partition-id"] < self._n_clients]
         self._nodes |= sifted.clients
         failed = [
             {"client": self._nodes.get(node, client_of(sifted, node)), "node": node, "reason": reason}
@@ -156,10 +167,12 @@ class Rounds:
             "train_acc": _weighted(clients, "train_acc"),
             "clients": sorted(clients, key=lambda c: c["client"]),
             "failed": sorted(failed, key=lambda c: c["node"]),
+            **({} if self._canaries is None else self._canaries.after(metrics)),
         }
 
     def _check_silence(self, sifted: Sifted, record: dict[str, Any]) -> None:
-        self._silent = 0 if sifted.good else self._silent + 1
+        asked_in_vain = sifted.reasons and not record["clients"]  # a round of canary clients alone is none of these
+        self._silent = self._silent + 1 if asked_in_vain or not sifted.good else 0
         if self._silent >= _SILENT_ROUNDS:
             reasons = sorted({entry["reason"] for entry in record["failed"]})
             raise MemberscopeError(
@@ -172,8 +185,11 @@ def _plainly(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterabl
     return grid.send_and_receive(messages, timeout=timeout)
 
 
-def _reported(message: Message) -> dict[str, Any]:
-    metrics: Any = next(iter(message.content.metric_records.values()))
+def _metrics(message: Message) -> Any:
+    return next(iter(message.content.metric_records.values()))
+
+
+def _reported(metrics: Any) -> dict[str, Any]:
     return {"client": int(metrics["partition-id"]), **{name: metrics[name] for name in _REPORTED}}
 
 

@@ -13,10 +13,13 @@ from flwr.serverapp.strategy import Strategy
 
 from memberscope.errors import MemberscopeError, RunFolderError
 from memberscope.federated import strategies
+from memberscope.federated.array_files import Arrays, read_arrays, write_arrays
 from memberscope.federated.packing import ResidentArray
 from memberscope.files import replacing
 
 STATE, HISTORY = "rounds/state.safetensors", "rounds/history.jsonl"
+FIRST = "rounds/first.safetensors"
+"""The global model before the first round, where canary clients are to be found in the way from it."""
 _FORMAT = "memberscope federation 1"
 
 
@@ -69,6 +72,16 @@ def write(folder: Path, round_: int, arrays: ArrayRecord, strategy: Strategy, re
     }
     with replacing(folder / STATE) as temporary:
         save_file({name: np.require(v, requirements="C") for name, v in tensors.items()}, temporary, metadata=metadata)
+
+
+def write_first(folder: Path, arrays: ArrayRecord) -> None:
+    """Keep the global model that the first round begins with."""
+    write_arrays(folder / FIRST, {name: array.numpy() for name, array in arrays.items()})
+
+
+def read_first(folder: Path) -> Arrays:
+    """The global model that the first round began with, where it was kept."""
+    return read_arrays(folder / FIRST)
 
 
 def read(folder: Path, strategy: Strategy | None = None, *, resident: bool = True) -> Standing | None:

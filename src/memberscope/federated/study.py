@@ -129,6 +129,8 @@ def _seats(document: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Line
     privacy = {
         "epsilon_of_a_record": (summary["record_privacy"] or {}).get("epsilon"),
         "epsilon_of_a_client": (summary["privacy"] or {}).get("epsilon"),
+        **_three("epsilon_by_canaries", (summary.get("canaries") or {}).get("epsilon")),
+        "canary_clients": (summary.get("canaries") or {}).get("took_part"),
     }
     by_name = {attack["name"]: attack for attack in document["attacks"]}
     lines: list[Line] = []
@@ -195,6 +197,9 @@ def markdown(config: FederationStudy, lines: Sequence[Line]) -> str:
             for key, unit in (("epsilon_of_a_record", "record"), ("epsilon_of_a_client", "client"))
             if line[key] is not None
         ]
+        if line["epsilon_by_canaries"] is not None:
+            ends = [f"{line[f'epsilon_by_canaries{end}']:.3g}" for end in ("", "_low", "_high")]
+            epsilon.append(f"about {ends[0]} [{ends[1]}, {ends[2]}] (client, by canaries)")
         rate = "n too small"
         if line["lowest_fpr"] is not None:
             rate = f"{_shown(line, 'tpr_at_lowest')} at {100 * line['lowest_fpr']:g} %"
@@ -213,6 +218,11 @@ def markdown(config: FederationStudy, lines: Sequence[Line]) -> str:
     notes = [
         "Accuracy is the global model's on records of nobody. Members of each client are held against records of its "
         "own that it did not train on. Intervals are 95 %; those of a seat allow for the choice of its best attack.",
+        *(
+            ["", "Epsilon by canaries is an estimate and no bound; canary clients are no clients of the figures."]
+            if any(line.get("epsilon_by_canaries") is not None for line in lines)
+            else []
+        ),
         *(["", "Not measured:", "", *(f"- {text}" for text in left_out)] if left_out else []),
     ]
     return "\n".join([f"# {config.name}", "", *table, "", *notes]) + "\n"

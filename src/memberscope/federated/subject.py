@@ -48,6 +48,9 @@ class Subject:
         Of the clients' optimiser, where the server sets it; None: unknown.
     content
         From pool indices to the records themselves, for the checks; None: not at hand.
+    privacy
+        What a client is promised: clients (of `outcome.client_privacy`) and canaries (of `CanaryClients.outcome`), each
+        None where there is none.
     """
 
     transcript: Transcript
@@ -64,6 +67,7 @@ class Subject:
     name: str
     learning_rate: float | None = None
     content: Callable[[NDArray[np.int64]], NDArray[Any]] | None = field(default=None, repr=False)
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def clients(self) -> NDArray[np.int64]:
@@ -150,12 +154,14 @@ def of_run(folder: str | Path) -> Subject:
             "device": model.device,
             "images_per_second": None,
             "history": list(model.history),
+            "privacy": model.privacy,
         },
         settings=config.to_dict(),
         features=folder / FEATURES,
         name=str(folder),
         learning_rate=model.recipe.learning_rate or _usual_rate(model.recipe.optimizer),
         content=lambda rows: pool.x[rows],
+        privacy={"clients": trained.summary["privacy"], "canaries": trained.summary.get("canaries")},
     )
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from flwr.app import ArrayRecord, Message
 
@@ -24,7 +24,7 @@ from memberscope.federated.array_files import Arrays
 from memberscope.federated.recorder import Recorder
 from memberscope.federated.tap_client import client_mod
 from memberscope.federated.tap_grid import watch_grid
-from memberscope.federated.taping import LIMIT, Precision, Taping
+from memberscope.federated.taping import Taping, TapingSettings
 
 __all__ = ["client_mod", "watch", "watch_grid"]
 
@@ -40,13 +40,8 @@ def watch(
     strategy: S,
     out: str | Path,
     *,
-    every: int = 1,
-    rounds: Collection[int] | None = None,
-    clients: Collection[int] | None = None,
-    precision: Precision = "float32",
-    sums_only: bool = False,
-    max_bytes: int = LIMIT,
     total_rounds: int | None = None,
+    **settings: Unpack[TapingSettings],
 ) -> S:
     """Record what the server sees: each round's model as sent, each client's reply, and what came out of the round.
 
@@ -61,10 +56,10 @@ def watch(
         Of `flwr.serverapp.strategy`, or a legacy one of `flwr.server.strategy`, or anything with their methods.
     out
         Folder of the transcript; that of an interrupted federation is continued.
-    every, rounds, clients, precision, sums_only, max_bytes
-        See `memberscope.federated.taping.Taping`.
     total_rounds
         How many there will be, where your own loop calls the strategy; `Strategy.start` tells it by itself.
+    every, rounds, clients, without, precision, sums_only, max_bytes
+        See `memberscope.federated.taping.Taping`.
 
     Raises
     ------
@@ -73,9 +68,7 @@ def watch(
     RunFolderError
         `out` holds the transcript of another seat or precision.
     """
-    taping = Taping(
-        every=every, rounds=rounds, clients=clients, precision=precision, sums_only=sums_only, max_bytes=max_bytes
-    )
+    taping = Taping(**settings)
     if hasattr(strategy, "configure_train") and hasattr(strategy, "aggregate_train"):
         _StrategyTap(strategy, Recorder(out, taping=taping), total_rounds).attach()
     elif hasattr(strategy, "configure_fit") and hasattr(strategy, "aggregate_fit"):

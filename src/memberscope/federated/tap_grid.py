@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from flwr.app import Message
 
 from memberscope.federated import wire
 from memberscope.federated.recorder import Recorder
-from memberscope.federated.taping import LIMIT, Precision, Taping
+from memberscope.federated.taping import Taping, TapingSettings
 
 G = TypeVar("G")
 
@@ -23,13 +23,7 @@ POSITION = (
 def watch_grid(
     grid: G,
     out: str | Path,
-    *,
-    every: int = 1,
-    rounds: Collection[int] | None = None,
-    clients: Collection[int] | None = None,
-    precision: Precision = "float32",
-    sums_only: bool = False,
-    max_bytes: int = LIMIT,
+    **settings: Unpack[TapingSettings],
 ) -> G:
     """Record what passes through a grid: ``grid = tap.watch_grid(grid, out)`` as the first line of a ServerApp.
 
@@ -45,7 +39,7 @@ def watch_grid(
         Any Flower Grid; changed in place and given back.
     out
         Folder of the transcript; that of an interrupted federation is continued.
-    every, rounds, clients, precision, sums_only, max_bytes
+    every, rounds, clients, without, precision, sums_only, max_bytes
         See `memberscope.federated.taping.Taping`.
 
     Raises
@@ -55,10 +49,7 @@ def watch_grid(
     RunFolderError
         `out` holds the transcript of another seat or precision.
     """
-    taping = Taping(
-        every=every, rounds=rounds, clients=clients, precision=precision, sums_only=sums_only, max_bytes=max_bytes
-    )
-    GridTap(grid, Recorder(out, taping=taping)).attach()
+    GridTap(grid, Recorder(out, taping=Taping(**settings))).attach()
     return grid
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from memberscope.errors import ConfigError
 from memberscope.federated.array_files import Arrays
@@ -12,6 +12,18 @@ from memberscope.federated.array_files import Arrays
 Precision = Literal["float32", "float16"]
 LIMIT = 20_000_000_000
 """Bytes that a transcript takes at most, unless told otherwise."""
+
+
+class TapingSettings(TypedDict, total=False):
+    """The settings of `Taping`, as the taps take them."""
+
+    every: int
+    rounds: Collection[int] | None
+    clients: Collection[int] | None
+    without: Collection[int]
+    precision: Precision
+    sums_only: bool
+    max_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +41,8 @@ class Taping:
     precision
         ``float32`` keeps models as they are. ``float16`` keeps each reply as its difference to what the client was
         sent, in float16 scaled to its largest value: about half the disk, each change kept to 0.05 %.
+    without
+        Neither record nor sum the replies of these clients: what an auditor sends itself is no evidence.
     sums_only
         Keep the mean of each round's replies instead of the replies: the seat of a server behind secure aggregation.
     max_bytes
@@ -44,6 +58,7 @@ class Taping:
     rounds: Collection[int] | None = None
     clients: Collection[int] | None = None
     precision: Precision = "float32"
+    without: Collection[int] = ()
     sums_only: bool = False
     max_bytes: int = LIMIT
 
@@ -61,7 +76,13 @@ class Taping:
 
     def wants_client(self, node: int, client: int | None) -> bool:
         """True if the replies of this client are to be recorded."""
+        if self.is_left_out(node, client):
+            return False
         return self.clients is None or node in self.clients or client in self.clients
+
+    def is_left_out(self, node: int, client: int | None) -> bool:
+        """True if the replies of this client are not even part of a sum."""
+        return node in self.without or client in self.without
 
     def round_bytes(self, model: int, replies: int) -> int:
         """Bytes that a recorded round takes: the model that was sent, what came out of it, and the replies.

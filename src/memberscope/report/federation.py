@@ -51,8 +51,20 @@ def _facts(told: Mapping[str, Any]) -> Table:
         ("Non-members", told["matching"]),
         ("Known non-members", f"{wording.count(told['population'])} records, which attacks calibrate on"),
         ("Malicious parties", wording.listing(told["tampered_by"]) if told["tampered_by"] else "none"),
+        *_privacy(told.get("privacy") or {}),
     ]
     return Table(("", ""), [[Cell(k), Cell(str(v))] for k, v in rows if v], numeric=False)
+
+
+def _privacy(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is promised to a client, and what canary clients say of it."""
+    clients, canaries = told.get("clients"), told.get("canaries")
+    rows = []
+    if clients:
+        rows.append(("Promised to a client", wording.client_guarantee(clients)))
+    if canaries:
+        rows.append(("Estimated by canary clients", wording.canary_estimate(canaries, clients)))
+    return rows
 
 
 def _seats(told: Mapping[str, Any], results: Results) -> Table | None:

@@ -59,6 +59,30 @@ def guarantee(privacy: Mapping[str, Any]) -> str:
     return f"{bound}, to {privacy['adjacency']} ({how}; accountant {privacy['accountant']})"
 
 
+def client_guarantee(told: Mapping[str, Any]) -> str:
+    """What central noise promises a client (`federated.outcome.client_privacy`), in words."""
+    if told["epsilon"] is None:
+        return f"no epsilon: {told['reason']}"
+    return (
+        f"epsilon {significant(told['epsilon'])} at delta {told['delta']:g} for {told['unit']}, against "
+        f"{told['holds_against']}"
+    )
+
+
+def canary_estimate(told: Mapping[str, Any], promised: Mapping[str, Any] | None) -> str:
+    """What canary clients say (`federated.canary_clients.CanaryClients.outcome`), beside what the accountant says."""
+    if told["epsilon"] is None:
+        return f"no estimate: {told['reason']}"
+    value, low, high = (significant(told["epsilon"][end]) for end in ("value", "low", "high"))
+    text = (
+        f"epsilon about {value} [{low}, {high}] at delta {told['delta']:g} for one client, an estimate from "
+        f"{told['took_part']:,} canary clients in {told['d']:,} weights and no bound, against {told['holds_against']}"
+    )
+    if promised is not None and promised["epsilon"] is not None:
+        text += f"; the accountant's bound is {significant(promised['epsilon'])}"
+    return text
+
+
 def percent(value: Any, digits: int = 3) -> str:
     """Write a proportion as a percentage; what is not quite 100 % is not rounded up to it.
 
