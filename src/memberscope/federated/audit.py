@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from memberscope import document, environment, membership, seeds
 from memberscope.attacks.runner import run_attacks, select
 from memberscope.checks import Context, Finding, check_codes, run_checks
-from memberscope.errors import DataError
 from memberscope.events import Events
 from memberscope.evidence import Evidence
 from memberscope.federated import candidates, exposure, subject
 from memberscope.federated.candidates import Candidates
 from memberscope.federated.features import FeatureWriter, extract, read_features
+from memberscope.federated.references import check
 from memberscope.federated.subject import Subject
 from memberscope.pipeline import Clock, finish, judge_records, run_facts
 from memberscope.policy import read_policy
@@ -80,7 +80,7 @@ def audit_federation(
         The same federation with a malicious party, audited for the last row of the ladder and reported apart.
     references
         Federations of the same clients and records with other coins, which the adversary trained: what rounds look like
-        without a record.
+        without a record (`memberscope.federated.references`).
     events
         Listens to progress.
 
@@ -104,7 +104,8 @@ def audit_federation(
     clock.lap("data")
 
     events.stage("Asking the models of the rounds")
-    evidence = observe(about, chosen, asked, events, [_subject(reference) for reference in references])
+    known = [_subject(reference) for reference in references]
+    evidence = observe(about, chosen, asked, events, known)
     clock.lap("features")
 
     events.stage("Attacking")
@@ -152,7 +153,7 @@ def audit_federation(
         run=run_facts(clock, f"memberscope federate audit {about.name}", asked.seed),
         policy=None,
         top_records=None,
-        reproduce=[f"memberscope federate audit {about.name} --seed {asked.seed}"],
+        reproduce=[_again(about, known, asked)],
         confidence=asked.confidence,
         seed=asked.seed,
         federation=section,
@@ -185,18 +186,16 @@ def observe(
     Raises
     ------
     DataError
-        A reference federation in which other clients hold the records.
+        A reference federation that differs in more than its draws.
     """
+    check(about, references)
     rows = np.unique(np.r_[chosen.record, chosen.population])
     place = np.full(len(about.labels), -1)
     place[rows] = np.arange(len(rows))
     features, logits = _features(about, rows, asked, events)
     known_federations = []
-    for reference in references:
-        if not np.array_equal(reference.owner, about.owner):
-            raise DataError(
-                f"in {reference.name} other clients hold the records", "a reference federation has the same partition"
-            )
+    for number, reference in enumerate(references, start=1):
+        events.note(f"Reference federation {number} of {len(references)}: {reference.name}")
         known_federations.append(Reference(_features(reference, rows, asked, events)[0], reference.member[rows]))
     seen = Rounds(
         features,
@@ -267,6 +266,11 @@ def _tampered(one: str | Path | Subject, honest: Subject, asked: Asked, events: 
     return exposure.of_tampered(
         about, honest, chosen, evidence, confidence=asked.confidence, seed=asked.seed, folds=asked.folds
     )
+
+
+def _again(about: Subject, references: Sequence[Subject], asked: Asked) -> str:
+    named = "".join(f" {reference.name}" for reference in references)
+    return f"memberscope federate audit {about.name}{f' --references{named}' if named else ''} --seed {asked.seed}"
 
 
 def _record_facts(about: Subject, chosen: Candidates) -> dict[str, Any]:

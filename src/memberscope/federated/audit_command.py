@@ -11,6 +11,7 @@ from memberscope.config import default_output_dir
 from memberscope.console import Console, show
 from memberscope.errors import ConfigError
 from memberscope.federated.foreign_audit import ForeignSettings, of_app, of_recording
+from memberscope.federated.references import finished
 from memberscope.report.run_folder import new_folder
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def run(
     asked: Asked,
     *,
     tampered: tuple[Path, ...] = (),
+    references: tuple[Path, ...] = (),
     out: Path | None = None,
     as_json: bool = False,
     quiet: bool = False,
@@ -46,10 +48,15 @@ def run(
     kept: Path | None = None
     about: Path | Subject
     more: list[Path | Subject] = list(tampered)
+    if references and foreign is not None:
+        raise ConfigError(
+            "--references are runs of `memberscope federate`", "for other federations: audit_federation in Python"
+        )
     if transcript is None and source is not None and (source / "federation.json").is_file():
         if foreign is not None:
             raise ConfigError(f"{source} holds a federation of ours", "its model and records are known: leave them out")
         about, name = source, f"{source.resolve().name}_audit"
+        references = references or tuple(finished(source))
     elif foreign is None:
         what = transcript or source
         raise ConfigError(
@@ -69,7 +76,7 @@ def run(
         name = f"{about.name}_federated"
     else:
         raise ConfigError("nothing to audit was named", "give a Flower app directory, or --transcript DIR")
-    result = audit_federation(about, asked, tampered=more, events=console)
+    result = audit_federation(about, asked, tampered=more, references=references, events=console)
     console.stage("Writing the run folder")
     folder = result.save(out or new_folder(default_output_dir(), name))
     if kept is not None:

@@ -121,6 +121,7 @@ def audit(
     nodes: tuple[str, ...] = (),
     malicious: str = "",
     tampered: tuple[Path, ...] = (),
+    references: tuple[Path, ...] = (),
     record_every: int = 1,
     record_precision: Literal["float32", "float16"] = "float32",
     record_megabytes: int = 20_000,
@@ -141,6 +142,7 @@ def audit(
 
     For example:
         memberscope federate audit outputs/RUN
+        memberscope federate audit outputs/RUN --references outputs/RUN2 outputs/RUN3
         memberscope federate audit ./my-app --model my_app.task:Net --records my_app.task:load_data
         memberscope federate audit ./my-app --model my_app.task:Net --records my_app.task:load_data --clients 10
         memberscope federate audit --transcript runs/a --model simplecnn --records records.npz
@@ -171,6 +173,9 @@ def audit(
         Run the app once more with a malicious server, reported apart: isolate:K.
     tampered
         Run folders of the same federation with a malicious party, reported apart.
+    references
+        Run folders of federations with the same partition and other coins; default: those of `--references K` beside a
+        run of ours.
     record_every
         Record one round in so many.
     record_precision
@@ -236,4 +241,6 @@ def audit(
         ignore=ignore,
         policy=policy,
     )
-    return run(source, transcript, foreign, asked, tampered=tampered, out=out, as_json=json, quiet=quiet)
+    return run(
+        source, transcript, foreign, asked, tampered=tampered, references=references, out=out, as_json=json, quiet=quiet
+    )

@@ -37,6 +37,8 @@ _NUMBERS: dict[str, Number] = {
     "quantise_bits": (int, 0, 17, "from 1 to 16, 0 is off"),
     "canary_clients": (int, 0, math.inf, "at least 5, 0 is off"),
     "canary_length": (float, 0, math.inf, "at least 0"),
+    "references": (int, 0, math.inf, "at least 0"),
+    "partition_seed": (int, 0, math.inf, "at least 0"),
     "seed": (int, 0, math.inf, "at least 0"),
     "threads": (int, 1, math.inf, "at least 1"),
 }
@@ -122,6 +124,11 @@ class FederationConfig:
         Clients that never train and send random directions instead, from which an epsilon is estimated; 0: none.
     canary_length
         Norm of their updates; 0: what updates are clipped to, else the clients' median of the round before.
+    references
+        Reference federations to train beside it, of the same clients and records with other coins: for attacks that
+        know what rounds look like without a record.
+    partition_seed
+        Seed of the partition alone; default: seed. A federation with this one's seed here is a reference for it.
     seed
         One seed for partition, membership, choice of clients, training and noise.
     device
@@ -165,6 +172,8 @@ class FederationConfig:
     malicious: str = ""
     canary_clients: int = 0
     canary_length: float = 0.0
+    references: int = 0
+    partition_seed: int | None = None
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -184,7 +193,7 @@ class FederationConfig:
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is unknown", f"one of {', '.join(choices)}")
         for name, wanted in _NUMBERS.items():
-            if getattr(self, name) is not None or name != "threads":
+            if getattr(self, name) is not None or name not in ("threads", "partition_seed"):
                 check_number(name, getattr(self, name), wanted)
         for name in ("unverified_data", "secure_aggregation", "secagg_plus"):
             if not isinstance(getattr(self, name), bool | None):

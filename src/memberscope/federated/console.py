@@ -13,6 +13,7 @@ from memberscope.federated import config as settings
 from memberscope.federated.config import FederationConfig
 from memberscope.federated.federation import CONFIG, Federation, federate, new_run_folder
 from memberscope.federated.recorder import say_nothing_but_warnings
+from memberscope.federated.references import FOLDER
 
 _SHOWN_REASONS = 5
 
@@ -41,8 +42,9 @@ def run_federation(
             raise ConfigError("--root-certificates was given without --superlink", "in this process nothing travels")
         run = federate(config, events=console, folder=resume, resume=resume is not None)
     else:
-        if config.malicious:
-            raise ConfigError("--malicious is for federations in this process", "leave --superlink out")
+        for name in ("malicious", "references"):
+            if getattr(config, name):
+                raise ConfigError(f"--{name} is for federations in this process", "leave --superlink out")
         from memberscope.federated.deploy import SuperLink, deploy
 
         place = SuperLink(superlink, root_certificates)
@@ -80,9 +82,16 @@ def show(run: Federation, *, as_json: bool = False) -> None:
         "Accuracy of the global model: " + _accuracies(summary["accuracy"]),
         *_failures(run.history, summary["failures"]),
         *_guarantees(summary["privacy"], summary["record_privacy"], summary["canaries"]),
+        *_references(run.config.references),
         f"Run folder: {run.folder.resolve()}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _references(number: int) -> list[str]:
+    if not number:
+        return []
+    return [f"{number} reference federations in {FOLDER}/: memberscope federate audit takes them"]
 
 
 def _accuracies(accuracy: dict[str, float | None]) -> str:

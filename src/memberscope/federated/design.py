@@ -87,7 +87,15 @@ class Design:
         return "Design({} clients: {:,} records trained on, {:,} held, {:,} of nobody)".format(self.n_clients, *counts)
 
 
-def plan(dataset: Dataset, *, partition: str, n_clients: int, held_fraction: float, seed: int) -> Design:
+def plan(
+    dataset: Dataset,
+    *,
+    partition: str,
+    n_clients: int,
+    held_fraction: float,
+    seed: int,
+    partition_seed: int | None = None,
+) -> Design:
     """Draw a design: the same settings and seed give the same on every machine.
 
     Parameters
@@ -102,6 +110,8 @@ def plan(dataset: Dataset, *, partition: str, n_clients: int, held_fraction: flo
         Probability that a client holds a record without training on it, in [0, 0.9].
     seed
         Of both draws.
+    partition_seed
+        Of the partition, where it has one of its own.
 
     Raises
     ------
@@ -112,7 +122,7 @@ def plan(dataset: Dataset, *, partition: str, n_clients: int, held_fraction: flo
     """
     if not 0 <= held_fraction <= 0.9:
         raise ConfigError(f"held_fraction = {held_fraction!r} is out of range", "expected in [0, 0.9]")
-    rng = seeds.generator(seed, "partition")
+    rng = seeds.generator(seed if partition_seed is None else partition_seed, "partition")
     shared_out = _shared_out(dataset, rng)
     if partition.startswith("natural:"):
         parts = _natural(Path(partition.removeprefix("natural:")).expanduser(), shared_out)

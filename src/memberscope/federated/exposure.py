@@ -58,6 +58,7 @@ def describe(
         "skew": about.skew(),
         "matching": chosen.matching,
         "population": len(chosen.population),
+        "references": len(evidence.rounds.references) if evidence.rounds else 0,
         "problems": list(transcript.problems),
         "privacy": dict(about.privacy),
         "seats": _seats(ran, chosen, confidence, seed),

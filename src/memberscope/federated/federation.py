@@ -90,7 +90,7 @@ def federate(
     tamper: Callable[[Strategy], Strategy] | None = None,
     client_mods: Sequence[Mod] = (),
 ) -> Federation:
-    """Train a federation in this process.
+    """Train a federation in this process, and its reference federations after it.
 
     Parameters
     ----------
@@ -117,10 +117,11 @@ def federate(
         Settings, records or the disk cannot be used; says which and what to do.
     """
     from memberscope.data_loader import load
-    from memberscope.federated import apps, malice
+    from memberscope.federated import apps, malice, references
     from memberscope.federated.engine import run_in_process
 
     events = events or Events()
+    references.check_settings(config)
     events.stage("Loading records")
     pool = dataset or load(config.dataset, config.data_dir, unverified=config.unverified_data)
     events.stage("Sharing the records out")
@@ -165,7 +166,9 @@ def federate(
             on_error=lambda client, error: None,  # told with the round, from the reply
             on_reply=events.federation_client,
         )
-    return finish(site, folder, events)
+    trained = finish(site, folder, events)
+    references.train(config, folder, pool, events)
+    return trained
 
 
 def plan(config: FederationConfig, dataset: Dataset) -> Design:
@@ -176,6 +179,7 @@ def plan(config: FederationConfig, dataset: Dataset) -> Design:
         n_clients=config.clients,
         held_fraction=config.held_fraction,
         seed=config.seed,
+        partition_seed=config.partition_seed,
     )
 
 

@@ -50,6 +50,7 @@ def _facts(told: Mapping[str, Any]) -> Table:
         ("Rounds looked at", f"{wording.count(len(seen))} of {wording.count(told['rounds_recorded'])} recorded{span}"),
         ("Non-members", told["matching"]),
         ("Known non-members", f"{wording.count(told['population'])} records, which attacks calibrate on"),
+        ("Reference federations", wording.count(told["references"]) if told.get("references") else None),
         ("Malicious parties", wording.listing(told["tampered_by"]) if told["tampered_by"] else "none"),
         *_privacy(told.get("privacy") or {}),
     ]
