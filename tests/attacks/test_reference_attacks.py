@@ -16,7 +16,7 @@ from memberscope.attacks.calibration import AttackR, DifficultyCalibration, Diff
 from memberscope.attacks.class_calibrated import ClassCalibratedModifiedEntropy
 from memberscope.attacks.comparison import Comparison
 from memberscope.attacks.eb_lira import EbLira
-from memberscope.attacks.ensemble import Ensemble, TaughtFusion
+from memberscope.attacks.ensemble import Ensemble, TaughtFusion, _learn_weights
 from memberscope.attacks.fusion import RankFusion, normal_scores, rank_shares
 from memberscope.attacks.lira import (
     LiraOfflineOneSided,
@@ -33,6 +33,7 @@ from memberscope.attacks.rmia import (
     RmiaOffline,
     RmiaOfflinePopulation,
     RmiaOnline,
+    RmiaOnlineT2,
     mean_probabilities,
     offline_ratio,
     online_ratio,
@@ -302,13 +303,30 @@ def leaking(n: int, k: int, rng: np.random.Generator) -> tuple[Evidence, NDArray
     return evidence, member
 
 
-def test_the_taught_fusion_is_half_rank_fusion_and_half_ensemble() -> None:
+def test_the_taught_fusion_weighs_two_attacks_and_trees_by_models_that_did_not_teach_the_trees() -> None:
     evidence, member = leaking(2000, 8, np.random.default_rng(0))
-    scores, taught = (attack(rng=np.random.default_rng(1)).score(evidence) for attack in (TaughtFusion, Ensemble))
-    expected = RankFusion().score(evidence) + normal_scores(taught)
-    np.testing.assert_allclose(scores, expected, atol=1e-7)
+    fusion = TaughtFusion(rng=np.random.default_rng(1))
+    scores = fusion.score(evidence)
+    assert fusion._weights.shape == (3,)
+    assert (fusion._weights >= 0).all()
+    one = Comparison.of(evidence)
+    parts = np.column_stack([normal_scores(attack.compare(one)) for attack in (EbLira(), RmiaOnlineT2())])
+    expected = parts @ fusion._weights[:2]
+    left = scores - expected
+    assert abs(np.corrcoef(left, normal_scores(left))[0, 1]) > 0.999  # the trees' part is a normal score
     told = {attack: auc(rank(attack().score(evidence), member)) for attack in (TaughtFusion, EbLira, RmiaOnline)}
     assert told[TaughtFusion] > max(told[EbLira], told[RmiaOnline])
+
+
+def test_weights_of_the_taught_fusion_are_those_of_the_likelihood_and_never_negative() -> None:
+    rng = np.random.default_rng(0)
+    verdicts = rng.normal(size=(50_000, 3))
+    member = rng.random(50_000) < 1 / (1 + np.exp(-(verdicts @ [0.8, 0.0, 2.0])))
+    np.testing.assert_allclose(_learn_weights(verdicts, member), [0.8, 0.0, 2.0], atol=0.06)
+    against = rng.random(50_000) < 1 / (1 + np.exp(-(verdicts @ [0.8, -1.0, 2.0])))
+    assert _learn_weights(verdicts, against)[1] == 0
+    opposed = rng.random(50_000) < 1 / (1 + np.exp(verdicts.sum(axis=1)))
+    np.testing.assert_array_equal(_learn_weights(verdicts, opposed), [0.5, 0.5, 1.0])  # nothing speaks for any
 
 
 def test_the_ensemble_is_taught_by_reference_models_and_never_by_the_target() -> None:
@@ -323,7 +341,7 @@ def test_the_ensemble_is_taught_by_reference_models_and_never_by_the_target() ->
     first, second = (Ensemble(rng=np.random.default_rng(1)) for _ in range(2))
     first.score(evidence)
     second.score(other)
-    asked = rng.normal(size=(50, 4))
+    asked = rng.normal(size=(50, 7))
     np.testing.assert_array_equal(
         first._classifier.decision_function(asked), second._classifier.decision_function(asked)
     )
