@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ Arrays = dict[str, NDArray[Any]]
 
 _ORDER = "order"  # safetensors sorts by type and name; the order matters where only it tells which array is which
 _SCALES = "scales"
+_HALF = 60_000.0  # below float16's largest number
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], *, scales: Mapping[str, float] | None = None) -> int:
@@ -92,3 +94,29 @@ def _scaled(value: NDArray[Any], scale: float) -> NDArray[Any]:
     if value.dtype != np.float16:
         return value
     return value.astype(np.float32) * np.float32(scale)
+
+
+def digest(arrays: Arrays) -> bytes:
+    """Equal for arrays that are equal bit by bit, in the same order."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for name, value in arrays.items():
+        hasher.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        hasher.update(value.tobytes())
+    return hasher.digest()
+
+
+def halved(arrays: Arrays, base: Arrays) -> tuple[Arrays, dict[str, float]] | None:
+    """The change from `base` in float16, each array scaled to its largest value; None if it does not fit the base."""
+    if arrays.keys() != base.keys() or any(a.shape != base[k].shape for k, a in arrays.items()):
+        return None
+    halves, scales = {}, {}
+    for name, value in arrays.items():
+        if value.dtype.kind != "f" or base[name].dtype.kind != "f":
+            halves[name] = value
+            continue
+        with np.errstate(invalid="ignore"):  # a broken client's NaN and infinities are kept as they are
+            change = value.astype(np.float64) - base[name].astype(np.float64)
+        largest = float(np.abs(change[np.isfinite(change)]).max(initial=0.0))
+        scales[name] = largest / _HALF if largest > 0 else 1.0
+        halves[name] = (change / scales[name]).astype(np.float16)
+    return halves, scales

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from memberscope.evidence import Evidence
 from memberscope.federated import candidates, exposure, subject
 from memberscope.federated.candidates import Candidates
 from memberscope.federated.features import FeatureWriter, extract, read_features
+from memberscope.federated.online import identity, rows_of
 from memberscope.federated.references import check
 from memberscope.federated.subject import Subject
 from memberscope.pipeline import Clock, finish, judge_records, run_facts
@@ -100,6 +101,12 @@ def audit_federation(
     about = _subject(federation)
     for problem in about.transcript.problems:
         events.note(problem)
+    if about.drawing is not None:
+        asked = replace(asked, records=about.drawing.per_client, population=about.drawing.population)
+        events.note(
+            f"Features were computed while it trained: {asked.records} pairs a client at most, drawn from seed "
+            f"{about.drawing.seed}."
+        )
     chosen = choose(about, asked)
     clock.lap("data")
 
@@ -165,7 +172,11 @@ def audit_federation(
 
 
 def choose(about: Subject, asked: Asked) -> Candidates:
-    """The pairs that are asked about, drawn once from the seed."""
+    """The pairs that are asked about, drawn once from the seed, or already when features were computed online."""
+    if about.drawing is not None:
+        drawn = about.drawing.choose(about.owner, about.member, about.labels, by_coin=about.by_coin)
+        there = np.isin(drawn.client, about.clients)
+        return replace(drawn, client=drawn.client[there], record=drawn.record[there], member=drawn.member[there])
     return candidates.choose(
         about.owner,
         about.member,
@@ -189,7 +200,9 @@ def observe(
         A reference federation that differs in more than its draws.
     """
     check(about, references)
-    rows = np.unique(np.r_[chosen.record, chosen.population])
+    rows = rows_of(chosen)
+    if about.drawing is not None:  # those of clients that never took part have features too
+        rows = rows_of(about.drawing.choose(about.owner, about.member, about.labels, by_coin=about.by_coin))
     place = np.full(len(about.labels), -1)
     place[rows] = np.arange(len(rows))
     features, logits = _features(about, rows, asked, events)
@@ -217,9 +230,12 @@ def _features(
 ) -> tuple[RoundFeatures, NDArray[np.float32]]:
     transcript = about.transcript
     rounds = transcript.rounds[:: asked.every]
-    identity = about.identity() | {"records": rows.tolist(), "rounds": rounds}
+    if about.drawing is not None:
+        FeatureWriter(about.prober(rows), about.drawing.folder, identity(about.dataset["fingerprint"], rows))
+        return read_features(about.drawing.folder, about.labels[rows], rounds=rounds)
+    known = about.identity() | {"records": rows.tolist(), "rounds": rounds}
     folder = about.features / f"seed{asked.seed}_records{asked.records}_{len(rows)}_every{asked.every}"
-    writer = FeatureWriter(about.prober(rows), folder, identity)
+    writer = FeatureWriter(about.prober(rows), folder, known)
     extract(
         transcript,
         writer,

@@ -12,7 +12,7 @@ from memberscope.config import Number, check_number, coerced, default_output_dir
 from memberscope.errors import ConfigError
 from memberscope.training.recipe import Recipe
 
-Recorded = Literal["updates", "sums", "nothing"]
+Recorded = Literal["updates", "sums", "features", "nothing"]
 Late = Literal["dropped", "partial"]
 ClipAt = Literal["server", "client"]
 Precision = Literal["float32", "float16"]
@@ -27,6 +27,7 @@ _NUMBERS: dict[str, Number] = {
     "stragglers": (float, 0, 1, "in [0, 1)"),
     "timeout": (float, 1e-3, math.inf, "more than 0 seconds"),
     "record_every": (int, 1, math.inf, "at least 1"),
+    "record_candidates": (int, 2, math.inf, "at least 2"),
     "record_megabytes": (int, 1, math.inf, "at least 1"),
     "central_noise": (float, 0, math.inf, "at least 0"),
     "central_clip": (float, 0, math.inf, "at least 0"),
@@ -94,11 +95,14 @@ class FederationConfig:
     secagg_plus
         The same by Flower's SecAgg+ itself: keys, shares and masks travel, and weights are rounded to 22 bits.
     record
-        What the server's tape keeps: each client's updates, their sums, or nothing.
+        What the server's tape keeps: each client's updates, their sums, features that an audit computes from them
+        (while they are in memory: no model is kept), or nothing.
     record_every
         Keep one round in this many.
     record_precision
         float32, or float16: each update in half the space, its entries to three digits.
+    record_candidates
+        Pairs a client, at most, that features are computed for (--record features); half of them members.
     record_megabytes
         Stop the tape (not the federation) beyond this size.
     central_noise
@@ -160,6 +164,7 @@ class FederationConfig:
     record: Recorded = "updates"
     record_every: int = 1
     record_precision: Precision = "float32"
+    record_candidates: int = 1000
     record_megabytes: int = 20_480
     central_noise: float = 0.0
     central_clip: float = 0.0
@@ -199,6 +204,10 @@ class FederationConfig:
             if not isinstance(getattr(self, name), bool | None):
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is neither true nor false")
         self._check_defenses()
+        if self.malicious and self.record == "features":
+            raise ConfigError(
+                "what a malicious party did is read from the models", "--record updates, or leave --malicious out"
+            )
         if self.malicious:
             from memberscope.federated.malice import parse
 
@@ -248,8 +257,12 @@ class FederationConfig:
     @property
     def recorded(self) -> Recorded:
         """What the server can keep: behind secure aggregation it has sums at most."""
-        behind = self.secure_aggregation or self.secagg_plus
-        return "sums" if behind and self.record == "updates" else self.record
+        return "sums" if self.sees_sums and self.record == "updates" else self.record
+
+    @property
+    def sees_sums(self) -> bool:
+        """Whether the server sees sums of updates and no single one."""
+        return self.secure_aggregation or self.secagg_plus or self.record == "sums"
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, JSON-able: the recipe's settings stand beside the others, as the flags do. None is left out."""

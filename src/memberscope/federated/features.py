@@ -242,15 +242,26 @@ def _replies(recorded: Recorded, number: int, sent: Arrays) -> Iterable[Reply]:
         )
 
 
-def read_features(folder: Path, labels: NDArray[np.int64]) -> tuple[RoundFeatures, NDArray[np.float32]]:
+def read_features(
+    folder: Path, labels: NDArray[np.int64], *, rounds: Sequence[int] | None = None
+) -> tuple[RoundFeatures, NDArray[np.float32]]:
     """Read what `FeatureWriter` kept: the features, and the logits float32 [N, C] of the last global model.
+
+    Parameters
+    ----------
+    folder
+        Of the features.
+    labels
+        int64 [N].
+    rounds
+        Of these rounds only; default: all that are there.
 
     Raises
     ------
     RunFolderError
         No round is there, or a file that cannot be read.
     """
-    files = sorted(Path(folder).glob("round_*.npz"))
+    files = [p for p in sorted(Path(folder).glob("round_*.npz")) if rounds is None or _number(p) in rounds]
     if not files:
         raise RunFolderError(f"{folder} holds no features", "extract them first")
     parts = []
@@ -262,10 +273,15 @@ def read_features(folder: Path, labels: NDArray[np.int64]) -> tuple[RoundFeature
             raise RunFolderError(f"{path} cannot be read: {error}", "remove it: it is computed again") from None
     if "next_logits" not in parts[-1]:
         raise RunFolderError(f"{files[-1]} is not the last round", "go on with the extraction")
-    numbers = np.array([int(path.stem.rpartition("_")[2]) for path in files])
+    numbers = np.array([_number(path) for path in files])
     sizes = [len(p["sent_phi"]) for p in parts]
     main = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-    following = [p["next_phi"] if "next_phi" in p else parts[i + 1]["sent_phi"][0] for i, p in enumerate(parts)]
+    # What came out of a round is what the next one sent, where that is there: the same answers, from one computation.
+    last = len(parts) - 1
+    following = [
+        parts[i + 1]["sent_phi"][0] if i < last and numbers[i + 1] == numbers[i] + 1 else p["next_phi"]
+        for i, p in enumerate(parts)
+    ]
     more: dict[str, Any] = {}
     if all("sum_along" in p for p in parts):
         more["sum_along"] = np.stack([p["sum_along"] for p in parts])
@@ -286,6 +302,10 @@ def read_features(folder: Path, labels: NDArray[np.int64]) -> tuple[RoundFeature
         **more,
     )
     return features, parts[-1]["next_logits"]
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])
 
 
 def _mean(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from memberscope.federated.apps import Site
     from memberscope.federated.mods import Mod
+    from memberscope.federated.online import OnlineFeatures
     from memberscope.records.pool import Dataset
     from memberscope.training.trained_model import TrainedModel
 
@@ -318,11 +319,38 @@ def taped(strategy: Strategy, site: Site, folder: Path) -> Strategy:
         folder / TRANSCRIPT,
         every=config.record_every,
         precision=config.record_precision,
-        sums_only=config.recorded == "sums",
+        sums_only=config.sees_sums,
+        features=_online(site, folder) if config.record == "features" else None,
         max_bytes=config.record_megabytes * 2**20,
         total_rounds=config.rounds,
         without=range(site.design.n_clients, site.n_nodes),
     )
+
+
+def _online(site: Site, folder: Path) -> OnlineFeatures:
+    """Computes features of the rounds of a site, for the records that its audit will ask about."""
+    import torch
+
+    from memberscope.federated import online
+    from memberscope.federated.prober import Prober
+    from memberscope.training.hardware import resolve_device
+    from memberscope.training.models import build_for
+
+    config, pool, design = site.config, site.dataset, site.design
+    drawing = online.Drawing(folder / online.FOLDER, config.seed, config.record_candidates, online.POPULATION)
+    chosen = drawing.choose(design.owner, design.member, pool.y, by_coin=config.held_fraction > 0)
+    rows = online.rows_of(chosen)
+    with torch.random.fork_rng([]):
+        module = build_for(config.recipe, pool.input_shape, pool.n_classes)
+    prober = Prober.of_records(
+        module,
+        pool.x[rows],
+        pool.y[rows],
+        site.local.normalisation,
+        device=str(resolve_device(config.device)),
+        threads=config.threads,
+    )
+    return online.watching(drawing, prober, rows, pool.fingerprint)
 
 
 @contextlib.contextmanager

@@ -72,6 +72,12 @@ class Prober:
 
         return cls(module, batches, y, threads=threads)
 
+    @classmethod
+    def of_inputs(cls, module: nn.Module, x: NDArray[np.float32], y: NDArray[np.int64]) -> Prober:
+        """Ask about records as the model takes them, float32 [N, ...]."""
+        inputs = torch.from_numpy(np.ascontiguousarray(x))
+        return cls(module, lambda start, end: inputs[start:end], y)
+
     def take_on(self, arrays: Arrays) -> None:
         """Overwrite the weights, matched by name, or in order where names tell nothing (lists of arrays).
 

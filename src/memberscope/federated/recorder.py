@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import hashlib
 import json
 import logging
 import shutil
@@ -13,20 +12,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from memberscope.errors import MemberscopeError, RunFolderError
-from memberscope.federated.array_files import Arrays, write_arrays
+from memberscope.federated.array_files import Arrays, digest, halved, write_arrays
 from memberscope.federated.taping import ClientReply, Taping, in_words
 from memberscope.federated.transcript import BEHIND_SECURE_AGGREGATION, SERVER
-from memberscope.federated.transcript_events import EVENTS, FORMAT, HEADER
+from memberscope.federated.transcript_events import EVENTS, FEATURES_ONLY, FORMAT, HEADER
 from memberscope.federated.weighted_mean import RunningMean
 from memberscope.files import write_json
 
+if TYPE_CHECKING:
+    from memberscope.federated.online import OnlineFeatures
+
 _LOG = logging.getLogger("memberscope.tap")
-_HALF = 60_000.0  # below float16's largest number
 _RESERVE = 128 * 2**20
 """Free disk space that taping leaves alone: the federation itself has things to write."""
 
@@ -90,6 +89,8 @@ class Recorder:
         The seat: ``server`` or ``client K``.
     taping
         What to record.
+    features
+        Given, features of each round are computed while its models are in memory, and no model is kept but the last.
 
     Raises
     ------
@@ -99,8 +100,15 @@ class Recorder:
         The folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, *, view: str = SERVER, taping: Taping | None = None) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        view: str = SERVER,
+        taping: Taping | None = None,
+        features: OnlineFeatures | None = None,
+    ) -> None:
+        self.folder, self.features = Path(folder), features
         self.taping = taping or Taping()
         self.view = BEHIND_SECURE_AGGREGATION if self.taping.sums_only and view == SERVER else view
         self.lock = threading.RLock()  # legacy servers call from a pool of threads
@@ -111,7 +119,9 @@ class Recorder:
         self._payloads: dict[bytes, tuple[str, Arrays]] = {}
         self._sent: dict[int, tuple[str, Arrays]] = {}
         self._mean = RunningMean()
+        self._replies: list[ClientReply] = []
         self._known: set[int] = set()
+        self._last_round: int | None = None
         self._announced = False
         self._total_rounds: int | None = None
         self._open()
@@ -122,6 +132,7 @@ class Recorder:
         told = facts()
         self._total_rounds = total = told.get("total_rounds")
         last = None if total is None else max(filter(self.taping.wants_round, range(1, total + 1)), default=None)
+        self._last_round = last
         self._event("begin", time=datetime.datetime.now().isoformat(timespec="seconds"), last_round=last, **told)
 
     @_harmless
@@ -140,6 +151,10 @@ class Recorder:
         self._enter(number)
         if not self._announced:
             self._announce(found[0][1], len(found))
+        if self.features is not None:
+            self._sent = {node: ("", arrays) for node, arrays in found}
+            self._event("sent", round=number, nodes=list(self._sent))
+            return
         groups: dict[str, list[int]] = {}
         for node, arrays in found:
             self._sent[node] = self._payload(number, arrays, "sent")
@@ -161,10 +176,13 @@ class Recorder:
             elif self.taping.sums_only and not self.taping.is_left_out(reply.node, reply.client):
                 self._mean.add(reply.arrays, 1.0 if reply.num_examples is None else reply.num_examples)
                 self._heard("passed_over", number, reply)
-            elif self.taping.wants_client(reply.node, reply.client):
-                self._reply(number, reply, reply.arrays)
-            else:
+            elif not self.taping.wants_client(reply.node, reply.client):
                 self._heard("passed_over", number, reply)
+            elif self.features is not None:
+                self._replies.append(reply)
+                self._heard("received", number, reply, **_said(reply))
+            else:
+                self._reply(number, reply, reply.arrays)
 
     @_harmless
     def aggregate(self, number: int, find: Callable[[], Arrays | None], *, final: bool = False) -> None:
@@ -172,8 +190,15 @@ class Recorder:
         if not (final or self.taping.wants_round(number)):
             return
         self._enter(number)
-        self._write_sum(number)
-        if arrays := find():
+        if self.features is None:
+            self._write_sum(number)
+            arrays = find()
+        else:
+            arrays = find()
+            self._compute(self.features, number, arrays)
+            if not final and number != self._last_round:
+                return
+        if arrays:
             self._event("aggregate", round=number, file=self._payload(number, arrays, "aggregate")[0])
 
     @_harmless
@@ -183,6 +208,28 @@ class Recorder:
             self._write_sum(self.round)
         self._event("end", bytes=self.bytes, seconds=round(self.seconds, 3))
         _LOG.info("taped to %s: %s, %.1f s", self.folder, in_words(self.bytes), self.seconds)
+
+    def _compute(self, features: OnlineFeatures, number: int, arrays: Arrays | None) -> None:
+        """The features of a round that is over; its models are then forgotten."""
+        if not self._sent:
+            return  # computed already: this is the model that came out of the last round
+        from memberscope.federated.features import Reply as Seen
+
+        sent, self._sent = self._sent, {}
+        replies, self._replies = self._replies, []
+        mean, self._mean = self._mean, RunningMean()
+        self._make_room(size := features.round_bytes(len(replies)))
+        places = {node: place for place, node in enumerate(sorted(self._known))}
+        seen = [
+            Seen(places[r.node] if r.client is None else r.client, r.arrays, r.num_examples, sent[r.node][1])
+            for r in replies
+            if r.arrays is not None and r.node in sent
+        ]
+        models = [model for _, model in sent.values()]
+        outcome = models[0] if arrays is None else arrays  # nothing came out: the model stays what it was
+        for left_out in features.round(number, models, seen, outcome, dict(mean.mean()) if mean.weight > 0 else None):
+            _LOG.warning("left out: %s", left_out)
+        self.bytes += size
 
     def _open(self) -> None:
         taping, path = self.taping, self.folder / HEADER
@@ -194,6 +241,7 @@ class Recorder:
             "rounds": None if taping.rounds is None else sorted(taping.rounds),
             "clients": None if taping.clients is None else sorted(taping.clients),
             "max_bytes": taping.max_bytes,
+            **({} if self.features is None else {"kept": FEATURES_ONLY}),
         }
         if path.exists():
             self._check_header(path, header)
@@ -212,13 +260,13 @@ class Recorder:
     def _check_header(self, path: Path, header: Mapping[str, Any]) -> None:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            other = [key for key in ("format", "view", "precision") if found.get(key) != header[key]]
+            other = [key for key in ("format", "view", "precision", "kept") if found.get(key) != header.get(key)]
         except (OSError, ValueError, AttributeError) as error:
             raise RunFolderError(f"cannot read {path}: {error}", "record into another folder") from None
         if other:
             key = other[0]
             raise RunFolderError(
-                f"{self.folder} holds a transcript with {key} = {found.get(key)!r}, not {header[key]!r}",
+                f"{self.folder} holds a transcript with {key} = {found.get(key)!r}, not {header.get(key)!r}",
                 "record into another folder",
             )
 
@@ -230,49 +278,53 @@ class Recorder:
             self._write_sum(self.round)
         self.round = number
         self._payloads = dict(list(self._payloads.items())[-1:])
-        self._sent = {}
+        self._sent, self._replies = {}, []
 
     def _payload(self, number: int, arrays: Arrays, kind: str) -> tuple[str, Arrays]:
         """The file that holds these arrays, written unless this round or the end of the last one wrote them."""
         for known in self._payloads.values():
             if known[1] is arrays:
                 return known
-        digest = _digest(arrays)
-        if digest not in self._payloads:
-            self._payloads[digest] = self._write(number, kind, arrays), arrays
-        return self._payloads[digest]
+        key = digest(arrays)
+        if key not in self._payloads:
+            self._payloads[key] = self._write(number, kind, arrays), arrays
+        return self._payloads[key]
 
     def _reply(self, number: int, reply: ClientReply, arrays: Arrays) -> None:
         base = self._sent.get(reply.node)
-        halved = None if base is None or self.taping.precision == "float32" else _halved(arrays, base[1])
-        if halved is None:
+        change = None if base is None or self.taping.precision == "float32" else halved(arrays, base[1])
+        if change is None:
             base = None
             file = self._write(number, f"from_{reply.node}", arrays)
         else:
-            file = self._write(number, f"from_{reply.node}", halved[0], halved[1])
+            file = self._write(number, f"from_{reply.node}", change[0], change[1])
         self._heard("received", number, reply, file=file, base=None if base is None else base[0], **_said(reply))
 
     def _heard(self, event: str, number: int, reply: ClientReply, **facts: Any) -> None:
         self._event(event, round=number, node=reply.node, client=reply.client, **facts)
 
     def _write_sum(self, number: int) -> None:
+        if self.features is not None:
+            return
         mean, self._mean = self._mean, RunningMean()
         if mean.weight > 0:
             file = self._write(number, "sum", dict(mean.mean()))
             self._event("sum", round=number, file=file, examples=mean.weight, replies=mean.count)
 
     def _write(self, number: int, name: str, arrays: Arrays, scales: Mapping[str, float] | None = None) -> str:
-        size = sum(a.nbytes for a in arrays.values())
-        if self.bytes + size > self.taping.max_bytes:
-            raise _StopError(f"the limit of {in_words(self.taping.max_bytes)} is reached (max_bytes)")
-        if shutil.disk_usage(self.folder).free < size + _RESERVE:
-            raise _StopError(f"the disk of {self.folder} is nearly full: {in_words(_RESERVE)} are left alone")
+        self._make_room(sum(a.nbytes for a in arrays.values()))
         file, again = f"round_{number:05d}/{name}.safetensors", 1
         while (self.folder / file).exists():  # of an attempt at this round before a restart: nothing is overwritten
             again += 1
             file = f"round_{number:05d}/{name}_{again}.safetensors"
         self.bytes += write_arrays(self.folder / file, arrays, scales=scales)
         return file
+
+    def _make_room(self, size: int) -> None:
+        if self.bytes + size > self.taping.max_bytes:
+            raise _StopError(f"the limit of {in_words(self.taping.max_bytes)} is reached (max_bytes)")
+        if shutil.disk_usage(self.folder).free < size + _RESERVE:
+            raise _StopError(f"the disk of {self.folder} is nearly full: {in_words(_RESERVE)} are left alone")
 
     def _event(self, event: str, **facts: Any) -> None:
         told = {key: value for key, value in facts.items() if value is not None}
@@ -289,6 +341,13 @@ class Recorder:
             replies = round(replies * (1 - len(self.taping.without) / len(self._known)))
         a_round = self.taping.round_bytes(model, replies)
         text = f"taping to {self.folder}: {in_words(a_round)} a round ({replies} clients, {in_words(model)} a model)"
+        if self.features is not None:
+            seen = 0 if self.taping.sums_only else replies
+            a_round = self.features.round_bytes(seen)
+            text = (
+                f"features to {self.features.writer.folder}: {seen + 2} models a round are asked about "
+                f"{self.features.n_records:,} records, {in_words(a_round)} a round, and no model is kept"
+            )
         if self._total_rounds is not None:
             rounds = self.taping.recorded(self._total_rounds)
             text += f", {rounds} rounds: {in_words(rounds * a_round)}"
@@ -315,29 +374,3 @@ class Recorder:
 
 def _said(reply: ClientReply) -> dict[str, Any]:
     return {"num_examples": reply.num_examples, "metrics": reply.metrics or None}
-
-
-def _digest(arrays: Arrays) -> bytes:
-    """Equal for arrays that are equal bit by bit, in the same order."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for name, value in arrays.items():
-        hasher.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        hasher.update(value.tobytes())
-    return hasher.digest()
-
-
-def _halved(arrays: Arrays, base: Arrays) -> tuple[Arrays, dict[str, float]] | None:
-    """The change from `base` in float16, each array scaled to its largest value; None if it does not fit the base."""
-    if arrays.keys() != base.keys() or any(a.shape != base[k].shape for k, a in arrays.items()):
-        return None
-    halves, scales = {}, {}
-    for name, value in arrays.items():
-        if value.dtype.kind != "f" or base[name].dtype.kind != "f":
-            halves[name] = value
-            continue
-        with np.errstate(invalid="ignore"):  # a broken client's NaN and infinities are kept as they are
-            change = value.astype(np.float64) - base[name].astype(np.float64)
-        largest = float(np.abs(change[np.isfinite(change)]).max(initial=0.0))
-        scales[name] = largest / _HALF if largest > 0 else 1.0
-        halves[name] = (change / scales[name]).astype(np.float16)
-    return halves, scales

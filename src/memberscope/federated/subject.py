@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from memberscope.errors import DataError, RunFolderError
+from memberscope.federated import online
+from memberscope.federated.online import Drawing, fingerprint_of
 from memberscope.federated.partition import Partition
 from memberscope.federated.prober import Prober
 from memberscope.federated.transcript import Transcript
@@ -51,6 +52,8 @@ class Subject:
     privacy
         What a client is promised: clients (of `outcome.client_privacy`) and canaries (of `CanaryClients.outcome`), each
         None where there is none.
+    drawing
+        How the records were drawn that features were computed for while it trained; None: models are on record.
     """
 
     transcript: Transcript
@@ -68,6 +71,7 @@ class Subject:
     learning_rate: float | None = None
     content: Callable[[NDArray[np.int64]], NDArray[Any]] | None = field(default=None, repr=False)
     privacy: Mapping[str, Any] = field(default_factory=dict)
+    drawing: Drawing | None = None
 
     @property
     def clients(self) -> NDArray[np.int64]:
@@ -111,7 +115,10 @@ def of_run(folder: str | Path) -> Subject:
     folder = Path(folder)
     trained = federation.read(folder)
     if trained.transcript is None:
-        raise RunFolderError(f"nothing was recorded of the federation in {folder}", "train it with --record updates")
+        raise RunFolderError(
+            f"nothing was recorded of the federation in {folder}",
+            "train it with --record updates, or --record features where disk is short",
+        )
     model, config, pool = trained.model, trained.config, trained.dataset
 
     def prober(rows: NDArray[np.int64]) -> Prober:
@@ -161,6 +168,7 @@ def of_run(folder: str | Path) -> Subject:
         name=str(folder),
         learning_rate=model.recipe.learning_rate or _usual_rate(model.recipe.optimizer),
         content=lambda rows: pool.x[rows],
+        drawing=online.read(folder),
         privacy={"clients": trained.summary["privacy"], "canaries": trained.summary.get("canaries")},
     )
 
@@ -222,8 +230,7 @@ def of_transcript(
     parameters = list(module.parameters())
 
     def prober(rows: NDArray[np.int64]) -> Prober:
-        chosen = torch.from_numpy(np.ascontiguousarray(x[rows]))
-        return Prober(module, lambda start, end: chosen[start:end], labels[rows])
+        return Prober.of_inputs(module, x[rows], labels[rows])
 
     return Subject(
         transcript=transcript,
@@ -237,7 +244,7 @@ def of_transcript(
             "name": name,
             "source": "records given by the user",
             "verified": None,
-            "fingerprint": hashlib.sha256(x.tobytes()).hexdigest(),
+            "fingerprint": fingerprint_of(x),
             "n_records": len(x),
             "n_classes": len(names),
             "classes": list(names),
@@ -261,6 +268,7 @@ def of_transcript(
         name=name,
         learning_rate=learning_rate,
         content=lambda rows: x[rows],
+        drawing=None if features is not None else online.read(transcript.folder),
     )
 
 

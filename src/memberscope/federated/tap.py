@@ -14,7 +14,7 @@ import contextlib
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from flwr.app import ArrayRecord, Message
 
@@ -25,6 +25,9 @@ from memberscope.federated.recorder import Recorder
 from memberscope.federated.tap_client import client_mod
 from memberscope.federated.tap_grid import watch_grid
 from memberscope.federated.taping import Taping, TapingSettings
+
+if TYPE_CHECKING:
+    from memberscope.federated.online import OnlineFeatures
 
 __all__ = ["client_mod", "watch", "watch_grid"]
 
@@ -41,6 +44,7 @@ def watch(
     out: str | Path,
     *,
     total_rounds: int | None = None,
+    features: OnlineFeatures | None = None,
     **settings: Unpack[TapingSettings],
 ) -> S:
     """Record what the server sees: each round's model as sent, each client's reply, and what came out of the round.
@@ -58,6 +62,8 @@ def watch(
         Folder of the transcript; that of an interrupted federation is continued.
     total_rounds
         How many there will be, where your own loop calls the strategy; `Strategy.start` tells it by itself.
+    features
+        Compute these of each round while its models are in memory, and keep no models: `memberscope.federated.online`.
     every, rounds, clients, without, precision, sums_only, max_bytes
         See `memberscope.federated.taping.Taping`.
 
@@ -70,11 +76,11 @@ def watch(
     """
     taping = Taping(**settings)
     if hasattr(strategy, "configure_train") and hasattr(strategy, "aggregate_train"):
-        _StrategyTap(strategy, Recorder(out, taping=taping), total_rounds).attach()
+        _StrategyTap(strategy, Recorder(out, taping=taping, features=features), total_rounds).attach()
     elif hasattr(strategy, "configure_fit") and hasattr(strategy, "aggregate_fit"):
         from memberscope.federated.tap_legacy import LegacyStrategyTap
 
-        LegacyStrategyTap(strategy, Recorder(out, taping=taping), total_rounds).attach()
+        LegacyStrategyTap(strategy, Recorder(out, taping=taping, features=features), total_rounds).attach()
     else:
         raise ConfigError(
             f"{type(strategy).__name__} is no Flower strategy: it has neither configure_train nor configure_fit",

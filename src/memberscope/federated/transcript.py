@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from memberscope.errors import RunFolderError
 from memberscope.federated.array_files import Arrays, read_arrays
-from memberscope.federated.transcript_events import Ledger, Reply, Round, read_ledger
+from memberscope.federated.transcript_events import FEATURES_ONLY, Ledger, Reply, Round, read_ledger
 from memberscope.federated.weighted_mean import RunningMean
 
 SERVER = "server"
@@ -78,6 +78,11 @@ class Transcript:
     def only_sums(self) -> bool:
         """True where no client's own update could be recorded."""
         return self.view == BEHIND_SECURE_AGGREGATION
+
+    @property
+    def keeps_models(self) -> bool:
+        """False where features were computed online: of the models only the last global one is on record."""
+        return self.header.get("kept") != FEATURES_ONLY
 
     @property
     def strategy(self) -> str | None:
@@ -151,7 +156,8 @@ class Transcript:
 
     def sent(self, round_: int) -> Arrays:
         """The global model of a round: what was sent to most clients."""
-        file = _most(self._round(round_))
+        kept = self._round(round_)
+        file = _most(kept)
         if file is None:
             raise RunFolderError(f"nothing that was sent in round {round_} is on record", self._known())
         return self._arrays(file)
@@ -258,6 +264,11 @@ class Transcript:
         return sorted(self._ledger.numbers[node] for node in nodes)
 
     def _arrays(self, file: str) -> Arrays:
+        if not file:
+            raise RunFolderError(
+                f"no models are on record in {self.folder}, but features that were computed from them",
+                "ask what the features tell, or record the models (--record updates)",
+            )
         return read_arrays(self.folder / file)
 
     def _known(self) -> str:

@@ -13,6 +13,8 @@ from memberscope.errors import ConfigError, RunFolderError
 
 FORMAT = 1
 HEADER = "transcript.json"
+FEATURES_ONLY = "features"
+"""Value of ``kept`` in the header, where features were computed online and models were not kept."""
 EVENTS = "events.jsonl"
 
 _FILE = re.compile(r"round_[0-9]{5,}/[A-Za-z0-9_-]+\.safetensors")
@@ -26,7 +28,7 @@ class Reply:
     Parameters
     ----------
     file
-        Of the arrays, within the folder.
+        Of the arrays, within the folder; empty where they were not kept.
     base
         File of what the node had been sent, if `file` holds the difference to it; None: `file` holds the model.
     num_examples
@@ -62,7 +64,8 @@ class Round:
 class Ledger:
     """All events of a transcript in their order. `problems` tells what is missing or makes no sense."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, models: bool = True) -> None:
+        self._models = models
         self.rounds: dict[int, Round] = {}
         self.numbers: dict[int, int] = {}
         self.reported: dict[int, int] = {}
@@ -138,7 +141,7 @@ class Ledger:
         elif kind == "stopped":
             self._stopped = str(event["reason"])
         elif kind == "sent":
-            self._sent(int(event["round"]), [int(n) for n in event["nodes"]], _safe(event["file"]))
+            self._sent(int(event["round"]), [int(n) for n in event["nodes"]], self._file(event))
         elif kind == "aggregate":
             self._round(event).aggregate = _safe(event["file"])
         elif kind == "sum":
@@ -167,11 +170,15 @@ class Ledger:
     def _received(self, event: Mapping[str, Any]) -> None:
         node, base = self._node(event), event.get("base")
         self._round(event).received[node] = Reply(
-            _safe(event["file"]),
+            self._file(event),
             None if base is None else _safe(base),
             event.get("num_examples"),
             _metrics(event),
         )
+
+    def _file(self, event: Mapping[str, Any]) -> str:
+        """The file that an event names; none where only features were kept."""
+        return _safe(event["file"]) if self._models else ""
 
     def _round(self, event: Mapping[str, Any]) -> Round:
         return self.rounds.setdefault(int(event["round"]), Round())
@@ -211,7 +218,7 @@ def read_ledger(folder: Path) -> tuple[Mapping[str, Any], Ledger]:
         raise RunFolderError(
             f"{folder / HEADER} is not a transcript of format {FORMAT}", "read it with the version that wrote it"
         )
-    ledger, broken = Ledger(), []
+    ledger, broken = Ledger(models=header.get("kept") != FEATURES_ONLY), []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
