@@ -48,9 +48,9 @@ def _datasets() -> list[tuple[str, str]]:
 
 
 def _models() -> list[tuple[str, str]]:
-    from memberscope.training.models import MODELS
+    from memberscope.training.models import available
 
-    rows = [(name, entry.description) for name, entry in MODELS.items()]
+    rows = [(name, entry.description) for name, entry in available().items()]
     return [*rows, ("package.module:factory", "any torch.nn.Module, made by your own function")]
 
 

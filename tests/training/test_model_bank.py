@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -472,7 +473,9 @@ def test_pools_that_cannot_be_used_are_refused(tmp_path):
     assert not (tmp_path / "bank").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped bit", "flipped header", "empty", "foreign", "of another model"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped bit", "flipped header", "no places", "empty", "foreign", "of another model"]
+)
 def test_a_damaged_model_is_noticed_and_trained_again(tmp_path, reference, damage):
     folder = tmp_path / "bank"
     grown(folder, 4)
@@ -485,6 +488,8 @@ def test_a_damaged_model_is_noticed_and_trained_again(tmp_path, reference, damag
     elif damage == "flipped header":
         place = content.index(b"accuracy") + 13
         content[place] ^= 1
+    elif damage == "no places":
+        content = re.sub(rb"(?<=\[)\d+, ?\d+(?=\])", lambda found: b" " * len(found[0]), bytes(content))
     elif damage == "empty":
         content = b""
     elif damage == "foreign":

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from memberscope.errors import ConfigError, ModelError
+from memberscope.listing import listing
 from memberscope.training import models
 from memberscope.training.models import MODELS, ModelEntry, SimpleCNN, available, build
 
@@ -158,3 +159,21 @@ def test_other_packages_add_models(monkeypatch):
     points[0] = EntryPoint("mlp", "theirs:net", "memberscope.models")
     with pytest.raises(ModelError, match=r"the package behind 'theirs:net' adds a model named 'mlp'"):
         available()
+
+
+def test_what_other_packages_cannot_add_is_said(monkeypatch):
+    for value, told in (
+        ("nowhere_at_all:net", r"'nowhere_at_all:net' of memberscope.models cannot be loaded: ModuleNotFoundError"),
+        ("memberscope.training.models:SimpleCNN", r"of memberscope.models is type, expected a ModelEntry"),
+    ):
+        points = [EntryPoint("theirs", value, models.ENTRY_POINTS)]
+        monkeypatch.setattr("importlib.metadata.entry_points", lambda group, points=points: points)
+        with pytest.raises(ModelError, match=told):
+            available()
+
+
+def test_models_of_other_packages_are_listed(monkeypatch):
+    points = [EntryPoint("theirs", "memberscope.training.models:BRIGHT", models.ENTRY_POINTS)]
+    monkeypatch.setattr(models, "BRIGHT", ModelEntry(SimpleCNN, "a bright one"), raising=False)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points)
+    assert "theirs                  a bright one\n" in listing("models")

@@ -161,11 +161,13 @@ class Fractions:
         raise AssertionError(reason)
 
 
-@pytest.mark.parametrize("n", [60, 61])
-def test_a_bank_grown_at_once_holds_the_models_of_one_grown_alone(tmp_path, monkeypatch, n):
+@pytest.mark.parametrize(("n", "copies"), [(60, 0), (61, 0), (60, 3)], ids=["even", "odd", "copies"])
+def test_a_bank_grown_at_once_holds_the_models_of_one_grown_alone(tmp_path, monkeypatch, n, copies):
     """The way of a bank on a GPU, on the CPU: same files, up to rounding, and what others are at is left to them."""
     x, y = pool_of((12,), n)
-    arrays = {"x": x, "y": y, "pool": np.ones(n, bool)}
+    tied = np.arange(n)
+    tied[1 : 1 + copies] = 0  # of an even pool, halves of 32 and 28
+    arrays = {"x": x, "y": y, "pool": np.ones(n, bool), "tied": tied}
     recipe = Recipe(model="mlp", epochs=2, batch_size=10, precision="fp32")
     tasks = []
     for name in ("stacked", "alone"):

@@ -92,7 +92,7 @@ class ModelFile:
             return cls(path, json.loads(noted["about"]), places, noted["sha256"])
         except FileNotFoundError:
             raise ModelError(f"there is no model file {path}", "grow the bank") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
             raise _damaged(path, error) from error
 
     def verify(self) -> None:

@@ -137,8 +137,10 @@ class TrainModel:
         def one(k: int) -> Outcome:
             return self(arrays, k, partial(listener.on_fraction, k))
 
-        # Only models with as many members each can be stacked: of odd pools the even ones, and the odd ones.
-        parts = [models] if pool.sum() % 2 == 0 else [[k for k in models if k % 2 == odd] for odd in (0, 1)]
+        # Only models with as many members each can be stacked: where halves differ (of an odd pool, or by copies that
+        # stay together) the even ones, and the odd ones.
+        first, second = (self.member(arrays, k).sum() for k in (0, 1))
+        parts = [models] if first == second else [[k for k in models if k % 2 == odd] for odd in (0, 1)]
         for part in parts:
             yield from in_groups(part, size, lambda group: self.group(arrays, group, listener), one)
 

@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def available() -> dict[str, ModelEntry]:
     Raises
     ------
     ModelError
-        A package adds a name that exists already.
+        A package adds a name that exists already, what cannot be loaded, or no `ModelEntry`.
     """
     from importlib.metadata import entry_points
 
@@ -142,8 +143,21 @@ def available() -> dict[str, ModelEntry]:
             raise ModelError(
                 f"the package behind {point.value!r} adds a model named {point.name!r}, which exists already"
             )
-        entries[point.name] = point.load()
+        entries[point.name] = _loaded(point)
     return entries
+
+
+def _loaded(point: EntryPoint) -> ModelEntry:
+    where = f"the entry point {point.value!r} of {ENTRY_POINTS}"
+    try:
+        entry = point.load()
+    except Exception as error:  # it may be anybody's code
+        raise ModelError(
+            f"{where} cannot be loaded: {type(error).__name__}: {error}", "mend or uninstall the package that adds it"
+        ) from error
+    if not isinstance(entry, ModelEntry):
+        raise ModelError(f"{where} is {type(entry).__name__}, expected a ModelEntry", "see CONTRIBUTING.md")
+    return entry
 
 
 def build(name: str, input_shape: tuple[int, ...], n_classes: int, *, dropout: float = 0.0) -> nn.Module:
