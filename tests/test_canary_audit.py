@@ -67,6 +67,16 @@ def test_canaries_are_audited_apart_from_ordinary_records(run):
     assert audit.document["records"]["members"] == int(audit.member.sum())
 
 
+def test_reference_models_are_compared_with_the_target_on_ordinary_records(records):
+    """A canary with another label is answered wrongly by whoever did not learn it: it says nothing of the recipe."""
+    config = settings(records, shadows=2, kind=["mislabelled"], attacks=["loss"], epochs=20)
+    audit = memberscope.audit(config)
+    told = audit.document["references"]
+    assert told["accuracy_others"] == pytest.approx(audit.document["target"]["test_acc"], abs=0.03)
+    [finding] = [f for f in audit.findings if f.code == "MIA003"]
+    assert finding.numbers["references"] == told["accuracy_others"]
+
+
 def test_every_kind_has_figures_and_the_worst_case_stands_out(run):
     _, audit, _ = run
     content = audit.document["canaries"]

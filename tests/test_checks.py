@@ -193,6 +193,16 @@ PASSED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+def test_intervals_of_another_level_are_read_at_that_level() -> None:
+    aucs = [(v, 0.015) for v in (0.60, 0.63, 0.66)]  # value and standard error
+    p_values = []
+    for confidence, z in ((0.95, 1.959964), (0.5, 0.674490)):
+        told = tuple(Estimate(v, v - z * error, v + z * error, "") for v, error in aucs)
+        p_values.append(found("MIA010", target_aucs=told, confidence=confidence).numbers["p_value"])
+    assert p_values[0] == pytest.approx(p_values[1], rel=1e-5)
+    assert p_values[0] == pytest.approx(np.exp(-4))  # chi-square of 8 with 2 degrees of freedom
+
+
 @pytest.mark.parametrize(("code", "changes", "told"), PASSED)
 def test_what_passes_says_what_it_looked_at(code: str, changes: dict[str, Any], told: str) -> None:
     finding = found(code, **changes)
@@ -203,7 +213,7 @@ def test_what_passes_says_what_it_looked_at(code: str, changes: dict[str, Any], 
 NOT_APPLICABLE: list[tuple[str, dict[str, Any], str]] = [
     ("MIA001", {"blind": None, "no_records": "only answers were given"}, "only answers were given"),
     ("MIA002", {"duplicates": None, "no_records": "only answers were given"}, "only answers were given"),
-    ("MIA003", {"reference_accuracy": None}, "No reference models were used."),
+    ("MIA003", {"reference_accuracy": None}, "No reference model was asked about records that it had not learnt."),
     ("MIA004", {"reference_counts": None}, "No reference models were used."),
     ("MIA005", {}, "One model was audited"),
     ("MIA007", {"results": results(Loss)}, "Needs a threshold attack and another attack."),

@@ -83,6 +83,36 @@ def test_unknown_attack_names_the_nearest(capsys: pytest.CaptureFixture[str], an
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--attacks", "los"], "unknown attack 'los'\n  did you mean loss"),
+        (["--out", "answers.npz"], "cannot write answers.npz: "),
+    ],
+    ids=["attack", "out"],
+)
+def test_an_audit_that_cannot_end_well_does_not_begin(
+    capsys: pytest.CaptureFixture[str], answers: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+) -> None:
+    monkeypatch.chdir(answers.parent)
+    code, _, err = run(capsys, "audit", "--dataset", "digits", "--epochs", "1", "--models-dir", "none", *words)
+    assert code == 3
+    assert told in err
+    assert "Obtaining the target" not in err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--seed", "-1"), ("--prior", "0"), ("--folds", "1"), ("--confidence", "1")]
+)
+def test_score_refuses_the_numbers_that_an_audit_refuses(
+    capsys: pytest.CaptureFixture[str], answers: Path, tmp_path: Path, flag: str, value: str
+) -> None:
+    code, _, err = run(capsys, "score", str(answers), flag, value, "--out", str(tmp_path / "r"))
+    assert code == 3
+    assert f"{flag[2:]} = {value}" in err
+    assert "is out of range" in err
+
+
 def test_config_with_an_unknown_key_names_key_and_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = tmp_path / "audit.toml"
     config.write_text('dataset = "digits"\nepocs = 3\n')
@@ -140,6 +170,16 @@ def test_score_writes_exactly_the_promised_files(run_folder: Path) -> None:
     }  # fmt: skip
     expected |= {f"class_{k}_{what}.png" for k in range(3) for what in ("roc_curve", "confidence_histogram")}
     assert {path.name for path in run_folder.iterdir()} == expected
+
+
+def test_the_command_of_a_score_names_what_was_asked_for(
+    capsys: pytest.CaptureFixture[str], answers: Path, tmp_path: Path
+) -> None:
+    words = ["--attacks", "gap", "--confidence", "0.9", "--seed", "3", "--ignore", "MIA015"]
+    _, out, _ = run(capsys, "score", str(answers), *words, "--json", "--out", str(tmp_path / "r"))
+    document = json.loads(out)
+    assert document["run"]["command"] == " ".join(["memberscope score answers.npz", *words])
+    assert document["reproduce"] == [document["run"]["command"]]
 
 
 def test_json_is_one_document(capsys: pytest.CaptureFixture[str], answers: Path, tmp_path: Path) -> None:

@@ -100,6 +100,31 @@ def test_every_setting_has_its_own_name_and_is_written() -> None:
     assert set(get_args(Protocol)) == set(PROTOCOLS)
 
 
+def test_the_command_gives_the_settings_back_without_folders_of_the_machine():
+    import shlex
+
+    from memberscope.cli import app
+
+    settings = {
+        "dataset": "npz:my data.npz", "protocol": "random-half", "shadows": 8, "targets": 3,
+        "kind": ["blank", "duplicated"], "canaries": 20, "attacks": ["loss", "difficulty-midpoint(phi)"],
+        "confidence": 0.9, "policy": "my policy.toml",
+        "model": "mlp", "epochs": 7, "learning_rate": 0.02, "augmentation": ["flip", "crop"], "label_only": True,
+        "hamp": 0.9, "hamp_output": False, "unverified_data": True,
+    }  # fmt: skip
+    config = from_settings(settings)
+    here = {"out": "/somewhere", "models_dir": "/elsewhere", "data_dir": "/data", "resume": True, "threads": 2}
+    command = from_settings(here, config).to_command()
+    assert "/" not in command
+    program, *words = shlex.split(command)
+    _, bound, _ = app.parse_args(words, exit_on_error=False)
+    assert (program, bound.arguments["config"]) == ("memberscope", config)
+    assert from_settings({"dataset": "digits", "epochs": 10}).to_command() in (
+        "memberscope audit --dataset digits",
+        "memberscope audit --dataset digits --epochs 10",
+    )
+
+
 @pytest.mark.parametrize("defense", [d for d in DEFENSES.values() if set(d.settings) <= set(SINCE_FIRST)])
 def test_every_setting_of_a_defense_survives_toml(defense):
     """They are written where they are in use, and one that is not at its default is in use."""

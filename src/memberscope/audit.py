@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from memberscope import data_loader, document, environment, membership, reference_models, seeds
 from memberscope.attacks.registry import HEADLINE
-from memberscope.attacks.runner import run_attacks, select
+from memberscope.attacks.runner import check_names, run_attacks, select
 from memberscope.audit_bounds import bounds_of_audit, claim_of
 from memberscope.canary_audit import attack_canaries, put_in
 from memberscope.checks import Context, Finding, check_codes, run_checks
@@ -20,7 +20,7 @@ from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.evidence import Evidence, from_logits
 from memberscope.most_exposed import most_exposed
-from memberscope.pipeline import Clock, finish, judge_records, run_facts, scarcer_side
+from memberscope.pipeline import Clock, beside_references, finish, judge_records, run_facts, scarcer_side
 from memberscope.policy import read_policy
 from memberscope.records.subset import take
 from memberscope.result import Audit
@@ -61,6 +61,7 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
     config = from_settings(settings, config) if settings or config is None else config
     events = events or Events()
     check_codes(config.ignore)
+    check_names(config.attacks)
     policy = None if config.policy is None else read_policy(config.policy)
     clock = Clock()
 
@@ -140,7 +141,7 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         confidence=config.confidence,
         seed=config.seed,
     )
-    findings = doubt(config, dataset, split, index, results, evidence, bank, proven, several)
+    findings = doubt(config, dataset, split, index, results, evidence, proven, several)
     clock.lap("checks")
 
     assembled = document.assemble(
@@ -150,7 +151,9 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         target=description,
         references=None
         if bank is None
-        else reference_models.facts(config, bank, split, trained=trained, seconds=clock.seconds["reference models"]),
+        else reference_models.facts(
+            config, bank, split, evidence, trained=trained, seconds=clock.seconds["reference models"]
+        ),
         results=results,
         calibrated=calibrated,
         risk=risk,
@@ -158,7 +161,7 @@ def audit(config: AuditConfig | None = None, /, *, events: Events | None = None,
         findings=findings,
         settings=config.to_dict(),
         environment=environment.describe(description["device"]),
-        run=run_facts(clock, f"memberscope audit --dataset {config.dataset}", config.seed),
+        run=run_facts(clock, config.to_command(), config.seed),
         policy=None,
         top_records=_pictures(config, dataset, results, risk, index, member),
         reproduce=["memberscope audit --config config.toml"],
@@ -276,7 +279,6 @@ def doubt(
     index: NDArray[np.int64],
     results: list[AttackResult],
     evidence: Evidence,
-    bank: ModelBank | None,
     proven: AuditBounds | None = None,
     several: SeveralTargets | None = None,
 ) -> list[Finding]:
@@ -294,11 +296,10 @@ def doubt(
         randomised=config.membership is None,
         claim=None if proven is None else proven.comparison,
         reference_counts=scarcer_side(evidence),
-        reference_accuracy=None
-        if bank is None
-        else (float(evidence.signals.correct[~member].mean()), float(bank.accuracies[:, 1].mean())),
+        reference_accuracy=beside_references(evidence, member),
         target_accuracies=() if several is None else tuple(one.test_acc for one in several.targets),
         target_aucs=() if several is None else several.aucs(),
+        confidence=config.confidence,
     )
     return run_checks(context, config.ignore)
 

@@ -20,12 +20,10 @@ from memberscope.statistics.areas import auc_estimate
 from memberscope.statistics.blind import BlindResult, DuplicateResult
 from memberscope.statistics.bound import Comparison
 from memberscope.statistics.curves import rank
-from memberscope.statistics.intervals import Estimate
+from memberscope.statistics.intervals import Estimate, z_of
 from memberscope.statistics.over_targets import excess_variance
 
 Status = Literal["problem", "caution", "passed", "not applicable", "muted"]
-
-_Z_95 = 1.959964
 
 FLOOR = ("gap", "loss", "phi", "hinge", "confidence", "entropy", "modified-entropy")
 """Attacks by one global threshold, which any attack that knows or learns more should beat."""
@@ -72,6 +70,7 @@ class Context:
     reference_accuracy: tuple[float, float] | None = None
     target_accuracies: tuple[float, ...] = ()
     target_aucs: tuple[Estimate, ...] = ()
+    confidence: float = 0.95
     claim: Comparison | None = None
 
 
@@ -114,7 +113,7 @@ def _duplicates(c: Context) -> _Answer:
 
 def _reference_accuracy(c: Context) -> _Answer:
     if c.reference_accuracy is None:
-        return "not applicable", "No reference models were used.", {}
+        return "not applicable", "No reference model was asked about records that it had not learnt.", {}
     target, reference = c.reference_accuracy
     numbers = {"target": target, "references": reference}
     text = f"Test accuracy: target {target:.1%}, reference models {reference:.1%} on average."
@@ -227,7 +226,8 @@ def _seed_variance(c: Context) -> _Answer:
         text = "One model was audited. The intervals cover the choice of records, not the luck of one training."
         return "not applicable", text, {}
     values = [auc.value for auc in c.target_aucs]
-    p_value = excess_variance(values, [(auc.high - auc.low) / (2 * _Z_95) for auc in c.target_aucs])
+    z = z_of(c.confidence)
+    p_value = excess_variance(values, [(auc.high - auc.low) / (2 * z) for auc in c.target_aucs])
     told = f"AUC of the same attack on {len(values)} targets: {min(values):.3f} to {max(values):.3f}, p = {p_value:.3g}"
     numbers = {"lowest": min(values), "highest": max(values), "p_value": p_value}
     if p_value < 0.01:

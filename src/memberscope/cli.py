@@ -210,7 +210,7 @@ def compare(*runs: Path, out: Path = Path("comparison")) -> int:
 
 @app.command(name="list", help_epilogue="")
 def list_(what: What, *names: str, cards: bool = False) -> int:
-    """List what can be named: datasets, models, attacks or defenses.
+    """List what can be named: datasets, models, attacks, defenses, partitions or strategies.
 
     For example:
         memberscope list attacks

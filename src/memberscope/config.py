@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ _NUMBERS: dict[str, Number] = {
 }
 _OPTIONAL_NUMBERS = ("threads", "shadows", "canaries", "subset")
 _FLAGS = ("unverified_data", "load", "resume")
+_OF_THE_MACHINE = ("dataset", "data_dir", "bank", "workers", "threads", "load", "resume", "out", "models_dir")
+"""Settings that change no figure; and the dataset, which a command names first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +235,12 @@ class AuditConfig:
         flat = {**own, **self.recipe.to_dict()}
         return {key: plain(value) for key, value in flat.items() if value is not None and value != ()}
 
+    def to_command(self) -> str:
+        """The command that gives the same figures: what is not at its default, without folders of this machine."""
+        settings = {key: value for key, value in self.to_dict().items() if key not in _OF_THE_MACHINE}
+        flags = to_flags(settings, AuditConfig(dataset=self.dataset).to_dict())
+        return f"memberscope audit --dataset {shlex.quote(self.dataset)} {flags}".rstrip()
+
 
 def default_output_dir() -> Path:
     """Where run folders go unless told otherwise: $MEMBERSCOPE_OUTPUT_DIR, else ./outputs."""
@@ -271,6 +280,25 @@ def to_toml(settings: Mapping[str, Any]) -> str:
     """Flat settings as TOML, keys in their order; `memberscope audit --config FILE` reads it back."""
     lines = [f"{key} = {_toml(value)}" for key, value in settings.items()]
     return "\n".join(lines) + "\n"
+
+
+def to_flags(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Those of flat settings that differ from `defaults`, as flags of the command line."""
+    words = []
+    for key, value in settings.items():
+        if value is None or plain(value) in ([], plain(defaults.get(key))):
+            continue
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return shlex.join(words)
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Refuse a number that an audit would refuse for the setting of this name, as `check_number` does."""
+    check_number(name, value, _NUMBERS[name])
 
 
 def coerced(name: str, value: Any) -> Any:

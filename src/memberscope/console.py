@@ -167,10 +167,11 @@ def _figures(record: Mapping[str, Any], seconds_left: float) -> str:
 def run_audit(settings: Mapping[str, Any] | AuditConfig, *, as_json: bool = False, quiet: bool = False) -> int:
     """Audit, write the run folder, append to the shared table, print the answer; returns the exit code."""
     from memberscope.audit import audit
-    from memberscope.report.run_folder import append_rows, csv_rows, new_folder, read
+    from memberscope.report.run_folder import append_rows, check_writable, csv_rows, new_folder, read
 
     config = settings if isinstance(settings, AuditConfig) else from_settings(settings)
     console = Console(quiet=quiet or as_json)
+    check_writable(config.output_dir)  # before hours of training, and not after
     result = audit(config, events=console)
     console.stage("Writing the run folder")
     name = f"{result.document['dataset']['name']}_epoch{config.recipe.epochs}"

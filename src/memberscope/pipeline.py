@@ -87,6 +87,31 @@ def scarcer_side(evidence: Evidence) -> NDArray[np.int64] | None:
     return np.asarray(np.minimum(inside, len(evidence.reference_membership) - inside))
 
 
+def reference_accuracies(evidence: Evidence) -> tuple[float, float] | None:
+    """Share of right answers of a reference model on what it was trained on, and on the rest: means over the models.
+
+    On the records of the evidence, as the target's. A mean that no model has is NaN; None without reference models.
+    """
+    if evidence.reference_logits is None or evidence.reference_membership is None:
+        return None
+    sides: tuple[list[float], list[float]] = ([], [])
+    for k, inside in enumerate(evidence.reference_membership):
+        right = evidence.reference_logits[k][0].argmax(axis=1) == evidence.labels
+        for found, those in zip(sides, (inside, ~inside), strict=True):
+            if those.any():
+                found.append(float(right[those].mean()))
+    learnt, others = (float(np.mean(found)) if found else float("nan") for found in sides)
+    return learnt, others
+
+
+def beside_references(evidence: Evidence, member: NDArray[np.bool_]) -> tuple[float, float] | None:
+    """Accuracy of the target and of the reference models, each on what it did not learn; None where one has none."""
+    accuracies = reference_accuracies(evidence)
+    if accuracies is None or np.isnan(accuracies[1]):
+        return None
+    return float(evidence.signals.correct[~member].mean()), accuracies[1]
+
+
 def finish(
     assembled: dict[str, Any],
     results: list[AttackResult],

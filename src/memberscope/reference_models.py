@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from memberscope import presets, seeds
 from memberscope.events import Events
+from memberscope.pipeline import reference_accuracies
 from memberscope.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from memberscope.config import AuditConfig
     from memberscope.data_loader import Dataset
+    from memberscope.evidence import Evidence
     from memberscope.membership import Split
     from memberscope.training.model_bank import ModelBank
 
@@ -135,17 +137,19 @@ def seen(bank: ModelBank, split: Split, index: NDArray[np.int64], *, population:
     return told
 
 
-def facts(config: AuditConfig, bank: ModelBank, split: Split, *, trained: int, seconds: float) -> dict[str, Any]:
-    """What the report tells of the reference models; JSON-able."""
-    inside, outside = bank.accuracies.mean(axis=0)
+def facts(
+    config: AuditConfig, bank: ModelBank, split: Split, evidence: Evidence, *, trained: int, seconds: float
+) -> dict[str, Any]:
+    """What the report tells of the reference models, their accuracy on the audited records; JSON-able."""
+    inside, outside = reference_accuracies(evidence) or (None, None)
     return {
         "models": bank.size,
         "folder": bank.folder.name,
         "trained_in_this_run": trained,
         "seconds": round(seconds, 3),
         "records_each": int(split.pool.sum()) // 2,
-        "accuracy_members": float(inside),
-        "accuracy_others": float(outside),
+        "accuracy_members": inside,
+        "accuracy_others": outside,
         "claim": presets.claim(bank.size),
         "notes": notes(config, split),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ from numpy.typing import NDArray
 
 from memberscope import document, environment, membership
 from memberscope.answers import Answers, as_member, read_answers
-from memberscope.attacks.runner import run_attacks, select
+from memberscope.attacks.runner import check_names, run_attacks, select
 from memberscope.checks import Context, check_codes, run_checks
+from memberscope.config import check_setting, to_flags
 from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.evidence import from_logits, from_probabilities
-from memberscope.pipeline import Clock, finish, judge_records, run_facts, scarcer_side
+from memberscope.pipeline import Clock, beside_references, finish, judge_records, run_facts, scarcer_side
 from memberscope.policy import read_policy
 from memberscope.result import Audit
 from memberscope.statistics.blind import label_p_value
+
+_DEFAULTS = {"attacks": ["auto"], "folds": 5, "confidence": 0.95, "prior": 0.5, "seed": 0}
 
 
 def score(
@@ -63,6 +67,11 @@ def score(
         Answers that cannot be used; the message says what was expected.
     """
     events = events or Events()
+    names = (attacks,) if isinstance(attacks, str) else tuple(attacks)
+    settings = {"attacks": list(names), "folds": folds, "confidence": confidence, "prior": prior, "seed": seed}
+    for key in ("folds", "confidence", "prior", "seed"):
+        check_setting(key, settings[key])
+    check_names(names)
     check_codes(ignore)
     loaded_policy = None if policy is None else read_policy(Path(policy))
     clock = Clock()
@@ -74,15 +83,15 @@ def score(
     )
     for note in answers.notes:
         events.note(note)
-    names = class_names or answers.class_names
+    classes = class_names or answers.class_names
     evidence, truth = answers.evidence, answers.member
     clock.lap("data")
     events.stage("Attacking")
     results = run_attacks(
-        select((attacks,) if isinstance(attacks, str) else attacks, evidence),
+        select(names, evidence),
         evidence,
         truth,
-        class_names=names,
+        class_names=classes,
         seed=seed,
         folds=folds,
         confidence=confidence,
@@ -103,11 +112,12 @@ def score(
         no_records="Only answers were given: without the records themselves this cannot be checked.",
         randomised=False,
         reference_counts=scarcer_side(evidence),
+        reference_accuracy=beside_references(evidence, truth),
     )
     findings = run_checks(context, ignore)
-    settings = {"attacks": [attacks] if isinstance(attacks, str) else list(attacks), "folds": folds}
-    settings |= {"confidence": confidence, "prior": prior, "seed": seed}
     name = Path(answers.source).name
+    flags = to_flags({"target": target, **settings, "ignore": ignore}, _DEFAULTS)
+    command = "" if file is None else f"memberscope score {shlex.quote(name)} {flags}".rstrip()
     assembled = document.assemble(
         kind="score",
         dataset={
@@ -117,7 +127,7 @@ def score(
             "fingerprint": None,
             "n_records": len(truth),
             "n_classes": evidence.n_classes,
-            "classes": list(names),
+            "classes": list(classes),
             "input_shape": None,
         },
         records={
@@ -135,10 +145,10 @@ def score(
         findings=findings,
         settings=settings,
         environment=environment.describe(),
-        run=run_facts(clock, f"memberscope score {name}", seed),
+        run=run_facts(clock, command, seed),
         policy=None,
         top_records=None,
-        reproduce=[f"memberscope score {name} --seed {seed}{'' if target is None else f' --target {target}'}"],
+        reproduce=[command] if command else [],
         confidence=confidence,
         seed=seed,
     )

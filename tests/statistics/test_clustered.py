@@ -55,6 +55,22 @@ def test_the_interval_covers() -> None:
     assert inside >= 50  # 57 expected
 
 
+def test_an_interval_holds_its_figure() -> None:
+    """The highest of ten non-members often weighs less than a tenth, and then the sample's rate of 0 is missed."""
+    score, member = np.arange(11.0), np.arange(11) == 9
+    record = np.arange(11)
+    area, (rate,) = clustered_estimates(
+        score, member, 0 * record, record, fprs=(0.099,), rng=np.random.default_rng(0), confidence=0.1
+    )
+    assert rate.low <= rate.value == 0 < rate.high
+    assert area.low <= area.value <= area.high
+    member = np.random.default_rng(5).random(300) < 0.5
+    apart, _ = clustered_estimates(
+        1.0 * member, member, np.zeros(300, int), np.arange(300), fprs=(), rng=np.random.default_rng(0)
+    )
+    assert apart.low <= apart.value == 1 <= apart.high
+
+
 def test_shapes_are_checked() -> None:
     member, clients, records = np.array([True, False] * 2), np.zeros(3, int), np.zeros(4, int)
     with pytest.raises(EvidenceError):

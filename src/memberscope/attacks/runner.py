@@ -92,6 +92,15 @@ class AttackResult:
         }
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise a `ConfigError` for a name that no attack has, and for no name at all."""
+    if not names:
+        raise ConfigError("no attack was named", "`memberscope list attacks` shows them; auto stands for all")
+    for name in names:
+        if name != "auto":
+            get_attack(name)
+
+
 def select(names: Sequence[str], evidence: Evidence) -> list[type[Attack]]:
     """The attacks of these names; ``auto`` stands for every attack that the evidence allows and that is not costly.
 
@@ -100,6 +109,7 @@ def select(names: Sequence[str], evidence: Evidence) -> list[type[Attack]]:
     ConfigError
         A name that no attack has.
     """
+    check_names(names)
     chosen: dict[str, type[Attack]] = {}
     for name in names:
         if name == "auto":

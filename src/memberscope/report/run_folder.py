@@ -30,6 +30,21 @@ if TYPE_CHECKING:
 _NEEDED = ("run", "dataset", "records", "attacks", "headline", "ladder", "exposed", "checks", "settings", "environment")
 
 
+def check_writable(parent: Path) -> None:
+    """Make the folder that run folders go into, and see that it takes files.
+
+    Raises
+    ------
+    MemberscopeError
+        The place cannot be written.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise _cannot_write(parent, error) from error
+
+
 def new_folder(parent: Path, name: str) -> Path:
     """Make the empty folder ``parent/name_YYYY-MM-DD_HH-MM-SS``: of two runs in one second, one waits for the next.
 

@@ -150,11 +150,6 @@ def estimate_text(estimate: Estimate | None, *, as_percent: bool = False) -> str
     return f"{value} ({interval(estimate, as_percent=as_percent)}{'; ' + counts if counts else ''})"
 
 
-def too_small(needs: Any, who: str = "non-members") -> str:
-    """What is printed where the sample cannot support a figure."""
-    return f"n too small (needs ≥{NBSP}{count(needs)} {who})" if known(needs) else "n too small"
-
-
 def denominator(fpr: float) -> int:
     """Of how many records a natural frequency speaks: 10,000, or as many as hold ten false positives.
 

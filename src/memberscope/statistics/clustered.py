@@ -81,6 +81,10 @@ def clustered_estimates(
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
     curve = roc_curve(ranking)
     limits = np.quantile(rates, ends, axis=0)
-    told = [Estimate(curve.tpr_at(fpr), float(limits[0, i]), float(limits[1, i]), method) for i, fpr in enumerate(fprs)]
-    low, high = np.quantile(areas, ends)
-    return Estimate(auc(ranking), float(low), float(high), method), told
+    told = [_around(curve.tpr_at(fpr), limits[:, i], method) for i, fpr in enumerate(fprs)]
+    return _around(auc(ranking), np.quantile(areas, ends), method), told
+
+
+def _around(value: float, ends: FloatArray, method: str) -> Estimate:
+    """The quantiles of the draws as an interval; where few pairs make them miss the figure itself, up to that."""
+    return Estimate(value, min(value, float(ends[0])), max(value, float(ends[1])), method)

@@ -88,11 +88,16 @@ def clopper_pearson(k: float, n: int, confidence: float = 0.95) -> tuple[float, 
     return float(binomial_limit(k, n, side, upper=False)), float(binomial_limit(k, n, side, upper=True))
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of Wilson (1927) for a proportion: covers about `confidence` on average rather than at least."""
+def z_of(confidence: float) -> float:
+    """Half the width, in standard errors, of a normal interval at this level."""
     from scipy.special import ndtri
 
-    z = float(ndtri((1 + confidence) / 2))
+    return float(ndtri((1 + confidence) / 2))
+
+
+def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of Wilson (1927) for a proportion: covers about `confidence` on average rather than at least."""
+    z = z_of(confidence)
     share = k / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))

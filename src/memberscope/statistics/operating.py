@@ -17,6 +17,7 @@ from memberscope.statistics.intervals import (
     binomial_limit,
     clopper_pearson,
     order_statistic_band,
+    z_of,
     zero_count_bound,
 )
 from memberscope.statistics.points import OperatingPoint, PredictiveValue, RejectionPoint
@@ -191,9 +192,9 @@ def _precision(ratio: float, prior: float) -> float:
 
 def _budget(confidence: float, steps: int = 17) -> tuple[FloatArray, FloatArray]:
     """One-sided confidences for two independent errors whose squared z-values add up to that of `confidence`."""
-    from scipy.special import ndtr, ndtri
+    from scipy.special import ndtr
 
-    z = float(ndtri((1 + confidence) / 2))
+    z = z_of(confidence)
     angle = np.linspace(0.0, np.pi / 2, steps)
     return ndtr(z * np.sin(angle)), ndtr(z * np.cos(angle))
 

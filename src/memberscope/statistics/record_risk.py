@@ -39,8 +39,9 @@ def flag(scores: Floats, member: NDArray[np.bool_], *, level: float, rng: np.ran
     A record's p-value compares its score with those of non-members of the other half of the records, as an adversary
     would who holds known non-members: (1 + #{non-members that score at least as high}) / (n + 1) (Vovk et al. 2005;
     Bates et al. 2023, "Testing for outliers with conformal p-values"). Benjamini & Hochberg (1995) then choose how many
-    to flag in each half at `level`, so the expected share of non-members among the flagged is at most `level` times the
-    share of non-members among the records.
+    to flag in each half at `level`, so the expected share of non-members among the flagged of a half is at most `level`
+    times the share of non-members among its records. Of both halves together that holds where each flags enough for its
+    share to be near the expected one; where they flag a few records only, it may be a little more.
 
     Parameters
     ----------
