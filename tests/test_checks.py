@@ -203,6 +203,11 @@ def test_intervals_of_another_level_are_read_at_that_level() -> None:
     assert p_values[0] == pytest.approx(np.exp(-4))  # chi-square of 8 with 2 degrees of freedom
 
 
+def test_every_finding_is_a_sentence() -> None:
+    for finding in run_checks(SOUND):
+        assert not finding.text[0].islower(), finding
+
+
 @pytest.mark.parametrize(("code", "changes", "told"), PASSED)
 def test_what_passes_says_what_it_looked_at(code: str, changes: dict[str, Any], told: str) -> None:
     finding = found(code, **changes)

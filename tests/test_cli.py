@@ -244,6 +244,16 @@ def test_compare(capsys: pytest.CaptureFixture[str], answers: Path, run_folder: 
     assert any(path.suffix == ".png" for path in (tmp_path / "both").iterdir())
 
 
+def test_compare_by_one_attack(capsys: pytest.CaptureFixture[str], run_folder: Path, tmp_path: Path) -> None:
+    words = ["compare", str(run_folder), str(run_folder), "--out", str(tmp_path / "both"), "--attack"]
+    code, out, _ = run(capsys, *words, "entropy")
+    assert code == 0
+    assert sum("  entropy  " in line for line in out.splitlines()) == 2
+    code, _, err = run(capsys, *words, "entropie")
+    assert code == 3
+    assert "no run has figures of 'entropie'" in err
+
+
 def test_compare_needs_two(capsys: pytest.CaptureFixture[str], run_folder: Path) -> None:
     code, _, err = run(capsys, "compare", str(run_folder))
     assert code == 3

@@ -127,7 +127,8 @@ def test_the_answer_in_one_sentence() -> None:
     tpr, auc = row["tpr"]["estimate"], row["auc"]
     assert text == (
         f"Of 10,000 members, the strongest attack (loss) identifies about {round(1e4 * tpr['value']):,} "
-        f"(97.5% interval: {round(1e4 * tpr['low']):,} to {round(1e4 * tpr['high']):,}) while wrongly accusing 1,000 "
+        f"(95% interval, allowing for having picked the best of 2 attacks: {round(1e4 * tpr['low']):,} to "
+        f"{round(1e4 * tpr['high']):,}) while wrongly accusing 1,000 "
         f"of 10,000 non-members; guessing would identify 1,000. Best ranking: loss, AUC {auc['value']:.3f} "
         f"[{auc['low']:.3f}, {auc['high']:.3f}]."
     )

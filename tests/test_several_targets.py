@@ -109,6 +109,9 @@ def test_spread_by_hand_and_its_coverage() -> None:
     inside = [one.mean.low <= 0.6 <= one.mean.high for one in map(spread, draws)]
     assert abs(np.mean(inside) - 0.95) < 0.02
     assert spread([0.0, 0.001]).mean.low == 0.0
+    same = spread([0.0, 0.0, 0.0])
+    assert (same.mean.value, same.sd) == (0.0, 0.0)
+    assert np.isnan([same.mean.low, same.mean.high]).all()  # three zeros do not prove that there is never more
     with pytest.raises(ConfigError, match="1 target has no spread"):
         spread([0.5])
 

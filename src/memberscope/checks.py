@@ -286,7 +286,7 @@ def _verified(c: Context) -> _Answer:
         return "not applicable", "Answers were given; no dataset was read.", {}
     if not c.verified:
         return "caution", f"The data files are the user's own word: {c.source}", {}
-    return "passed", c.source, {}
+    return "passed", c.source[:1].upper() + c.source[1:], {}
 
 
 def _ties(c: Context) -> _Answer:

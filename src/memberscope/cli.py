@@ -180,11 +180,12 @@ def report(run: Path) -> int:
 
 
 @app.command(help_epilogue="")
-def compare(*runs: Path, out: Path = Path("comparison")) -> int:
-    """Compare runs: a table, and one log-log ROC with each run's strongest attack.
+def compare(*runs: Path, out: Path = Path("comparison"), attack: str | None = None) -> int:
+    """Compare runs by one attack each: a table, and one log-log ROC.
 
     For example:
         memberscope compare outputs/digits_epoch5_* outputs/digits_epoch50_*
+        memberscope compare outputs/RUN1 outputs/RUN2 --attack loss
 
     Parameters
     ----------
@@ -192,6 +193,8 @@ def compare(*runs: Path, out: Path = Path("comparison")) -> int:
         Two or more run folders.
     out
         Folder for the picture and the HTML page.
+    attack
+        Judge every run by this attack; default: each by the one that its own answer is given for.
     """
     from memberscope.files import write_text
     from memberscope.report.compare import compare as compare_runs
@@ -200,7 +203,7 @@ def compare(*runs: Path, out: Path = Path("comparison")) -> int:
 
     if len(runs) < 2:
         raise ConfigError(f"{len(runs)} run folder given", "a comparison needs at least two")
-    comparison = compare_runs([read(run) for run in runs])
+    comparison = compare_runs([read(run) for run in runs], attack=attack)
     write_text(out / "comparison.html", comparison.html())
     comparison.png(out / "roc_curve_loglog.png")
     lines = [*aligned([comparison.header, *comparison.rows]), *comparison.notes]

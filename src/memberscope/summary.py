@@ -44,10 +44,17 @@ def answer(document: Mapping[str, Any]) -> str:
     rank = "As a ranking: " if fixed else f"Best ranking: {row['auc_attack']}, "
     return (
         f"Of {n:,} members, {which} ({row['attack']}) identifies about {frequency(tpr['value'], n)} "
-        f"({row['confidence']:.1%} interval: {frequency(tpr['low'], n)} to {frequency(tpr['high'], n)}) while wrongly "
+        f"({_level(row)}: {frequency(tpr['low'], n)} to {frequency(tpr['high'], n)}) while wrongly "
         f"accusing {frequency(fpr, n)} of {n:,} non-members; guessing would identify {frequency(fpr, n)}. "
         f"{rank}{auc}."
     )
+
+
+def _level(row: Mapping[str, Any]) -> str:
+    """The level that holds for the row as a whole: each of its attacks has an interval that is wide enough for that."""
+    picked = row["corrected_for"]
+    level = f"{100 - 100 * (1 - row['confidence']) * picked:.3g}% interval"
+    return level if picked == 1 else f"{level}, allowing for having picked the best of {picked} attacks"
 
 
 def strongest_row(document: Mapping[str, Any]) -> Mapping[str, Any] | None:

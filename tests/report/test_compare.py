@@ -34,7 +34,17 @@ def test_a_row_for_each_run_with_intervals_and_the_lowest_rate_that_all_support(
 def test_one_attack_can_be_held_fixed(runs):
     comparison = compare(runs, attack="loss")
     assert {row[comparison.header.index("attack")] for row in comparison.rows} == {"loss"}
-    assert not any("name one to hold it fixed" in note for note in comparison.notes)
+    assert len(comparison.notes) == 1  # no word of how attacks were picked
+
+
+def test_how_attacks_were_picked_is_said(runs):
+    runs[1]["headline"] = "loss"
+    notes = " ".join(compare(runs).notes)
+    assert "--attack NAME judges all by one" in notes
+    assert "do not allow for the choice" in notes
+    for run in runs:
+        run["headline_fixed"] = True
+    assert "do not allow for the choice" not in " ".join(compare(runs).notes)
 
 
 def test_a_run_without_the_attack_is_shown_as_such(runs):

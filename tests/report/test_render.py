@@ -7,6 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from memberscope.errors import RunFolderError
+from memberscope.report import wording
+from memberscope.report.records import records
 from memberscope.report.render import render
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -74,6 +76,32 @@ def read(page):
 
 def first_page(page):
     return page[page.index('<section class="first"') : page.index('id="decision"')]
+
+
+def test_the_contents_name_every_section_in_its_order(make_results):
+    page = render(make_results())
+    contents = re.findall(r'href="#([\w-]+)"', page[page.index('class="contents"') : page.index("</nav>")])
+    body = page[page.index("</nav>") :]
+    sections = [found for found in re.findall(r'<h2 id="([\w-]+)"', body) if found != "references"]
+    assert contents == sections  # the references stand with the glossary
+
+
+def test_labels_alone_are_compared_with_the_adversary_of_the_answer(make_results):
+    """Not with the AUC of one attack that was picked by its true-positive rate and may rank worse."""
+    results = make_results()
+    rows = {r["adversary"]: r for r in results["ladder"] if r["status"] == "measured"}
+    only = rows.pop("stranger, labels only")
+    (answered,) = (r for r in rows.values() if r["attack"] == results["headline"])
+    text = read(render(results)).text
+    assert f"sees labels only: AUC {wording.estimate_text(only['auc'])}, against" in text
+    assert f"{wording.estimate_text(answered['auc'])} of the {answered['adversary']}." in text
+
+
+def test_a_probability_is_not_rounded_up_to_one_that_no_record_has():
+    posterior = {"prior": 0.5, "largest": 0.8996, "sure": [{"above": 0.9, "records": 0}]}
+    posterior["here"] = {"prior": 0.5, "bins": []}
+    told = records({"exposed": {"posterior": posterior}})["posterior"]
+    assert told["largest"].replace(wording.NBSP, " ") == "89.9 %"
 
 
 def test_the_same_results_give_the_same_bytes(make_results):

@@ -82,7 +82,7 @@ def compare(runs: Sequence[Results], *, attack: str | None = None) -> Comparison
     runs
         At least two contents of results.json; differences refer to the first.
     attack
-        Name of the attack to judge every run by; None judges each by its own strongest.
+        Name of the attack to judge every run by; None judges each by the attack that its own answer is given for.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def compare(runs: Sequence[Results], *, attack: str | None = None) -> Comparison
     )
     tpr = (f"TPR at FPR {wording.rate(fpr)}", "TPR difference") if fpr else ("TPR at low FPR",)
     cells = tuple(_row(n, r, c, chosen[0], fpr) for n, r, c in zip(names, runs, chosen, strict=True))
-    return Comparison(names, tuple(runs), chosen, fpr, (*header, *tpr), cells, _notes(runs, chosen))
+    return Comparison(names, tuple(runs), chosen, fpr, (*header, *tpr), cells, _notes(runs, chosen, attack))
 
 
 def _choose(run: Results, attack: str | None) -> Mapping[str, Any] | None:
@@ -211,7 +211,7 @@ def _change(change: Mapping[str, float] | None, *, points: bool = False) -> Cell
     return Cell(f"{value} points" if points else value, f"{low} to {high}")
 
 
-def _notes(runs: Sequence[Results], chosen: Sequence[Mapping[str, Any] | None]) -> tuple[str, ...]:
+def _notes(runs: Sequence[Results], chosen: Sequence[Mapping[str, Any] | None], attack: str | None) -> tuple[str, ...]:
     notes = [
         "Differences are to the first run; an interval that holds 0 means that these runs cannot be told apart. It "
         "covers the choice of records, not the luck of one training: compare several seeds before you credit a change.",
@@ -220,7 +220,15 @@ def _notes(runs: Sequence[Results], chosen: Sequence[Mapping[str, Any] | None]) 
     if len(prints) > 1:
         notes.append(OTHER_RECORDS)
     if len({c["name"] for c in chosen if c is not None}) > 1:
-        notes.append("Each run is judged by its own strongest attack, and these differ; name one to hold it fixed.")
+        notes.append(
+            "Each run is judged by the attack that its own answer is given for, and these differ: --attack NAME judges "
+            "all by one."
+        )
+    if attack is None and any(len(ranked(run)) > 1 and not run.get("headline_fixed") for run in runs):
+        notes.append(
+            "An attack that was picked as the strongest of its run flatters it: these intervals do not allow for the "
+            "choice, as those of the run's own report do."
+        )
     doubtful = [str(run["run"]["id"]) for run in runs if any(c["status"] == "problem" for c in run.get("checks", []))]
     if doubtful:
         notes.append(

@@ -80,6 +80,14 @@ def headline(results: Results) -> Mapping[str, Any] | None:
     return run[0] if run else None
 
 
+def row_of_answer(results: Results) -> Mapping[str, Any]:
+    """The ladder's row that the answer is taken from: its intervals allow for having picked the best, where one was."""
+    measured = [r for r in results.get("ladder", []) if r["status"] == "measured"]
+    rows = [r for r in measured if r.get("attack") == results.get("headline")]
+    fixed = [r for r in rows if r.get("fixed")]
+    return fixed[0] if fixed else max(rows, key=lambda r: r.get("corrected_for") or 1, default={})
+
+
 def strictest(evaluation: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The operating point at the lowest false-positive rate that the sample supports, or None."""
     points = [p for p in evaluation.get("operating_points", []) if p.get("supported") and p.get("tpr")]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memberscope.report import wording
-from memberscope.report.document import Cell, Results, Table, headline
+from memberscope.report.document import Cell, Results, Table, row_of_answer
 
 PICTURE_BYTES = 300_000
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
@@ -179,13 +179,13 @@ def options(results: Results) -> list[tuple[str, str]]:
 
 def _labels_only(results: Results) -> str:
     rows = {r["adversary"]: r for r in results.get("ladder", []) if r["status"] == "measured"}
-    only, best = rows.get("stranger, labels only"), headline(results)
-    if not only or not best:
+    only, answered = rows.get("stranger, labels only"), row_of_answer(results)
+    if not only or not answered or answered["adversary"] == only["adversary"]:
         return ""
-    auc = only["auc"]
     return (
-        f"The ladder shows what remains for an adversary who sees labels only: AUC {wording.estimate_text(auc)}, "
-        f"against {wording.estimate_text(best['evaluation']['auc'])} for the strongest attack."
+        "The ladder shows what remains for an adversary who sees labels only: AUC "
+        f"{wording.estimate_text(only['auc'])}, against {wording.estimate_text(answered['auc'])} of the "
+        f"{answered['adversary']}."
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memberscope.report import svg, wording
-from memberscope.report.document import Results, headline, strictest, thing
+from memberscope.report.document import Results, headline, row_of_answer, strictest, thing
 from memberscope.report.svg_parts import Scale
 
 QUESTIONS = {
@@ -65,7 +65,7 @@ def answer(results: Results) -> dict[str, Any]:
     if best is None:
         return {"kind": "none", "things": things}
     evaluation = best["evaluation"]
-    row = _row_of(best["name"], results)
+    row = row_of_answer(results)
     point = strictest(evaluation)
     auc = row.get("auc") or evaluation["auc"]
     corrected = row.get("corrected_for") or 1
@@ -98,15 +98,6 @@ def answer(results: Results) -> dict[str, Any]:
         "counts": wording.of(point.get("true_positives"), evaluation["n_members"]),
         "false_counts": wording.of(point.get("false_positives"), evaluation["n_nonmembers"]),
     }
-
-
-def _row_of(attack: str, results: Results) -> Mapping[str, Any]:
-    """The ladder's row for the headline attack: its intervals allow for having picked the best, where it was picked."""
-    rows = [r for r in results.get("ladder", []) if r["status"] == "measured" and r.get("attack") == attack]
-    fixed = [r for r in rows if r.get("fixed")]
-    if fixed:
-        return dict(fixed[0])
-    return max(rows, key=lambda r: r.get("corrected_for") or 1, default={})
 
 
 def _trainings(results: Results, fpr: float | None) -> dict[str, str] | None:

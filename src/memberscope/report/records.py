@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import floor
 from typing import Any
 
 from memberscope.report import wording
@@ -168,7 +169,8 @@ def _sure(posterior: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         "prior": wording.rate(posterior["prior"]),
         "sure": sure,
-        "largest": wording.percent(posterior["largest"]),
+        # Rounded down: a record at 89.96 % is not one of those at 90 %.
+        "largest": wording.percent(floor(1000 * posterior["largest"]) / 1000),
     }
 
 

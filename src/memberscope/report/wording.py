@@ -181,15 +181,15 @@ def frequency_interval(estimate: Estimate | None, out_of: int) -> str:
 def duration(seconds: Any) -> str:
     """Seconds as a reader would say them.
 
-    >>> [duration(s).replace(NBSP, " ") for s in (0.034, 8.26, 75, 7322)]
-    ['34 ms', '8.26 s', '1 min 15 s', '2 h 2 min']
+    >>> [duration(s).replace(NBSP, " ") for s in (0.034, 8.26, 8, 75, 7322)]
+    ['34 ms', '8.26 s', '8 s', '1 min 15 s', '2 h 2 min']
     """
     if not known(seconds):
         return MISSING
     if seconds < 1:
         return f"{1000 * seconds:.0f}{NBSP}ms"
     if seconds < 59.95:
-        return f"{significant(seconds)}{NBSP}s"
+        return f"{seconds if isinstance(seconds, int) else significant(seconds)}{NBSP}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     whole = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -22,7 +22,8 @@ class Spread:
     Parameters
     ----------
     mean
-        With Student's interval over the targets, cut to 0..1. It covers the luck of memberships and trainings, not that
+        With Student's interval over the targets, cut to 0..1; without one (NaN) where all have the same figure, such
+        as 0, which tells nothing of how another would differ. It covers the luck of memberships and trainings, not that
         of the pool or of the reference models, which the targets share.
     sd
         Standard deviation over targets.
@@ -49,9 +50,13 @@ def spread(values: Sequence[float], confidence: float = 0.95) -> Spread:
 
     figures = np.asarray(values, np.float64)
     mean, sd = float(figures.mean()), float(figures.std(ddof=1))
+    how = f"Student's t over {len(figures)} targets"
+    if sd == 0:
+        nothing = Estimate(mean, float("nan"), float("nan"), how, note="the same on all targets")
+        return Spread(nothing, sd, tuple(map(float, figures)))
     half = float(stdtrit(len(figures) - 1, (1 + confidence) / 2)) * sd / np.sqrt(len(figures))
     low, high = max(0.0, mean - half), min(1.0, mean + half)
-    return Spread(Estimate(mean, low, high, f"Student's t over {len(figures)} targets"), sd, tuple(map(float, figures)))
+    return Spread(Estimate(mean, low, high, how), sd, tuple(map(float, figures)))
 
 
 def excess_variance(values: Sequence[float], errors: Sequence[float]) -> float:
