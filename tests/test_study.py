@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from memberscope.events import Events
 from memberscope.report.tradeoff import tradeoff
 from memberscope.study import folder_of, run, state
 from memberscope.study_config import StudyConfig, read_study
+from memberscope.study_files import markdown
+from memberscope.study_plan import plan
 from memberscope.study_table import Point, common_rate, mark_front
 
 HALF = {"protocol": "random-half", "validation_fraction": 0, "model": "mlp", "attacks": ["loss", "rmia-online"]}
@@ -243,6 +246,31 @@ def test_dry_run_counts_trainings_and_writes_nothing(records, tmp_path, capsys):
     assert not (tmp_path / "m").exists()
 
 
+def test_a_dry_run_measures_the_records_that_the_audit_will_use(records, tmp_path):
+    base = {"dataset": records, "shadows": 2, **HALF}
+    rows = {"all": {}, "few": {"subset": 120}}
+    every, few = plan(make(records, base=base, rows=rows), tmp_path, {"models_dir": tmp_path, "device": "cpu"})
+    assert every.trainings == few.trainings == 3
+    assert few.seconds < 0.5 * every.seconds  # a tenth, up to what a busy machine makes of measuring
+
+
+def test_levels_and_weaker_adversaries_are_told(finished):
+    _, _, study = finished
+    documents = json.loads(json.dumps(dict(study.documents)))
+    first, second = documents.values()
+    assert "Intervals are 95\N{NO-BREAK SPACE}%, over records." in markdown(study)
+    for document in (first, second):
+        document["settings"]["confidence"] = 0.9
+    second["ladder"] = [row for row in second["ladder"] if row["adversary"] not in ("insider", "thief")]
+    changed = replace(study, documents=documents)
+    wide, narrow = study.lines()[0], changed.lines()[0]
+    assert wide["test_acc_low"] < narrow["test_acc_low"] < narrow["test_acc_high"] < wide["test_acc_high"]
+    told = markdown(changed)
+    assert "Intervals are 90\N{NO-BREAK SPACE}%, over records." in told
+    weaker = changed.lines()[1]
+    assert f"figures of dropout: {weaker['attack']} of a weaker adversary ({weaker['adversary']}) stands in." in told
+
+
 def point(name: str, accuracy: float, leak: float) -> Point:
     return Point(name, (accuracy, accuracy - 0.01, accuracy + 0.01), (leak, leak / 2, leak * 2), 1)
 
@@ -259,6 +287,10 @@ def test_seeds_are_averaged_with_an_interval_over_trainings():
     half = 4.3027 * 0.1 / 3**0.5  # the t quantile of two degrees of freedom; the lower end would lie below 0
     assert mean == pytest.approx((0.2, 0.0, 0.2 + half), abs=1e-4)
     assert study_module.study_table.mean_of([(0.1, 0.05, 0.2)]) == (0.1, 0.05, 0.2)
+    value, low, high = study_module.study_table.mean_of([(0.1, 0.0, 1.0)] * 3)
+    assert value == pytest.approx(0.1)
+    assert np.isnan(low)
+    assert np.isnan(high)
 
 
 def test_the_picture_is_at_a_rate_that_all_support():
@@ -271,6 +303,8 @@ def test_the_picture_is_at_a_rate_that_all_support():
 @pytest.mark.parametrize("leaks", [(0.0, 0.001, 0.2), (0.5, 0.5, 1.0)])
 def test_pictures_hold_for_no_leak_and_for_all(tmp_path, leaks):
     points = mark_front([point(f"row {i}", 0.5 + i / 10, leak) for i, leak in enumerate(leaks)])
+    nan = float("nan")
+    points.append(Point("without interval", (0.5, nan, nan), (0.1, nan, nan), 3))
     for name in ("a", "b"):
         tradeoff(tmp_path / f"{name}.png", points, 0.001, title="t", of_whom="members")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -43,7 +43,8 @@ def write_tables(study: Study) -> list[Path]:
         if canaries and not points:
             continue
         of_whom = "canaries" if canaries else "members"
-        tradeoff(folder / name, points, fpr, title=TITLES[canaries], of_whom=of_whom)
+        levels, about = _levels(study.lines()), _about(study.lines())
+        tradeoff(folder / name, points, fpr, title=TITLES[canaries], of_whom=of_whom, level=levels, about=about)
         written.append(folder / name)
     return written
 
@@ -84,10 +85,22 @@ def markdown(study: Study) -> str:
 
 def _notes(study: Study) -> list[str]:
     lines = [line for line in study.lines() if line["status"] == "done"]
-    attacks = list(dict.fromkeys(str(line["attack"]) for line in lines if line["attack"]))
-    notes = ["◆: no other row has both a better accuracy and a lower leakage. Intervals are 95 %, over records."]
+    notes = [
+        f"◆: no other row has both a better accuracy and a lower leakage. Intervals are {_levels(lines)}, over records."
+    ]
+    judged: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        if line["attack"]:
+            judged.setdefault((line["adversary"], line["attack"]), []).append(line["row"])
+    attacks = [attack for adversary, attack in judged if adversary == "insider"]
     if attacks:
         notes.append(f"Attack: {', '.join(attacks)}, by an insider whose reference models have the row's own defense.")
+    notes += [
+        f"No attack of an insider has figures of {', '.join(dict.fromkeys(rows))}: {attack} of a weaker adversary "
+        f"({adversary}) stands in."
+        for (adversary, attack), rows in judged.items()
+        if adversary != "insider"
+    ]
     alone = [line["row"] for line in lines if not line["reference_models"]]
     if alone:
         notes.append(
@@ -100,6 +113,23 @@ def _notes(study: Study) -> list[str]:
         f"Failed: {cell}: {study.failures[cell.key]}" for cell in study.config.cells() if cell.key in study.failures
     ]
     return notes
+
+
+def _levels(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The level of the intervals; where rows differ in it, all of them."""
+    from memberscope.report.wording import level, listing
+
+    return listing([level(found) for found in sorted({line["confidence"] for line in lines if "confidence" in line})])
+
+
+def _about(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Who attacked the rows of the picture."""
+    from memberscope.report.tradeoff import ADAPTIVE
+
+    used = [line for line in lines if line.get("reference_models") and line["attack"]]
+    if all(line["adversary"] == "insider" for line in used):
+        return ADAPTIVE
+    return f"{ADAPTIVE} Where they are of no use, a weaker adversary attacked."
 
 
 def _figure(line: Mapping[str, Any], name: str, *, percent: bool = False) -> str:

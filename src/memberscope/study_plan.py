@@ -45,10 +45,10 @@ def plan(config: StudyConfig, folder: Path, where: Mapping[str, Any]) -> list[Pl
     Recipes that differ in their length alone are measured once. The estimate is for trainings; attacks and reports take
     seconds to minutes more for each audit. Models that an interrupted audit left behind are not counted off.
     """
-    from memberscope import data_loader
+    from memberscope.audit import load_records
 
     where = {key: value for key, value in where.items() if key != "out"}
-    datasets: dict[str, Dataset] = {}
+    datasets: dict[Any, Dataset] = {}
     rates: dict[Any, float | None] = {}
     planned = []
     for cell in config.cells():
@@ -58,9 +58,10 @@ def plan(config: StudyConfig, folder: Path, where: Mapping[str, Any]) -> list[Pl
         if done:
             planned.append(PlannedCell(cell, True, 0, 0.0))
             continue
-        if audit.dataset not in datasets:
-            datasets[audit.dataset] = data_loader.load(audit.dataset, audit.data_dir, unverified=audit.unverified_data)
-        planned.append(PlannedCell(cell, False, trainings, _seconds(audit, datasets[audit.dataset], trainings, rates)))
+        drawn = (audit.dataset, audit.subset, audit.seed if audit.subset else None)
+        if drawn not in datasets:
+            datasets[drawn] = load_records(audit)
+        planned.append(PlannedCell(cell, False, trainings, _seconds(audit, datasets[drawn], trainings, rates)))
     return planned
 
 

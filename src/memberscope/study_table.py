@@ -6,14 +6,12 @@ recipe, defense and all. A defense that is attacked by somebody who ignores it l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from memberscope.statistics.intervals import clopper_pearson
+from memberscope.statistics.over_targets import spread
 
 Document = Mapping[str, Any]
 Line = dict[str, Any]
@@ -25,8 +23,8 @@ def line_of(row: str, axes: Mapping[str, Any], document: Document, folder: str) 
     """One audit as a line of the table; what it does not have is None."""
     target, records = document["target"] or {}, document["records"]
     accuracy = target.get("test_acc")
-    n = records["nonmembers"]
-    low, high = clopper_pearson(accuracy * n, n) if accuracy is not None else (None, None)
+    n, confidence = records["nonmembers"], document["settings"].get("confidence", 0.95)
+    low, high = clopper_pearson(accuracy * n, n, confidence) if accuracy is not None else (None, None)
     attack, ladder_row = _attacker(document)
     line: Line = {
         "row": row,
@@ -40,6 +38,7 @@ def line_of(row: str, axes: Mapping[str, Any], document: Document, folder: str) 
         "test_acc_low": low,
         "test_acc_high": high,
         "reference_models": (document.get("references") or {}).get("models", 0),
+        "adversary": None if ladder_row is None else ladder_row["adversary"],
         "attack": None if attack is None else attack["name"],
         "attack_fixed": bool(ladder_row and ladder_row.get("fixed")),
         "corrected_for": None if ladder_row is None else ladder_row["corrected_for"],
@@ -55,6 +54,7 @@ def line_of(row: str, axes: Mapping[str, Any], document: Document, folder: str) 
     line |= {
         "problems": " ".join(c["code"] for c in document["checks"] if c["status"] == "problem"),
         "seconds": document["run"]["seconds"]["total"],
+        "confidence": confidence,
         "run": folder,
     }
     return line
@@ -152,7 +152,8 @@ def points_of(
         accuracies = [(one["test_acc"], one["test_acc_low"], one["test_acc_high"]) for one, _ in group]
         leaks = [(leak["value"], leak["low"], leak["high"]) for _, leak in group]
         kinds = " or ".join(dict.fromkeys(one["canary_kind"] for one, _ in group)) if canaries else ""
-        points.append(Point(name, mean_of(accuracies), mean_of(leaks), len(group), detail=kinds))
+        accuracy, leakage = (mean_of(of, group[0][0]["confidence"]) for of in (accuracies, leaks))
+        points.append(Point(name, accuracy, leakage, len(group), detail=kinds))
     return mark_front(points), fpr
 
 
@@ -182,16 +183,15 @@ def _leakage(line: Line, document: Document, fpr: float, *, canaries: bool) -> M
     return tpr_of(found[0], fpr)
 
 
-def mean_of(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """The one estimate with its interval; of several seeds their mean, with the t interval over trainings."""
+def mean_of(estimates: Sequence[tuple[float, float, float]], confidence: float = 0.95) -> tuple[float, float, float]:
+    """The one estimate with its interval; of several seeds their mean, with the t interval over trainings.
+
+    Where all seeds have one figure there is no such interval, and its ends are NaN.
+    """
     if len(estimates) == 1:
         return estimates[0]
-    from scipy.special import stdtrit
-
-    values = np.array([value for value, _, _ in estimates])
-    half = float(stdtrit(len(values) - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    mean = float(values.mean())
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+    mean = spread([value for value, _, _ in estimates], confidence).mean
+    return mean.value, mean.low, mean.high
 
 
 def _attacker(document: Document) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:

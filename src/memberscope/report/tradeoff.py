@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,14 @@ _CHARACTER = (5.0, 10.0)
 
 
 def tradeoff(
-    path: Path, points: Sequence[Point], fpr: float | None, *, title: str, of_whom: str, about: str = ADAPTIVE
+    path: Path,
+    points: Sequence[Point],
+    fpr: float | None,
+    *,
+    title: str,
+    of_whom: str,
+    about: str = ADAPTIVE,
+    level: str = "95 %",
 ) -> None:
     """Draw test accuracy against leakage, with intervals, and the rows that no other row beats joined by a line.
 
@@ -38,6 +46,8 @@ def tradeoff(
         Whose records leak: "members", "canaries".
     about
         Who attacked, a sentence below the figure.
+    level
+        Of the intervals.
     """
     with drawing(path, SIZE, title) as axes:
         if not points or fpr is None:
@@ -56,9 +66,9 @@ def tradeoff(
                 *(p.leakage[0] for p in points if p.leakage[0] > 0),
             ]
         )
-        most = max([fpr, *(p.leakage[2] for p in points)])
+        most = max([fpr, *(end for p in points for end in p.leakage if isfinite(end))])
         axes.set_ylim(max(least, fpr / 10) / 1.6, min(1.0, most) * 1.6)
-        ends = [end for p in points for end in p.accuracy]
+        ends = [end for p in points for end in p.accuracy if isfinite(end)]
         room = 0.08 * (max(ends) - min(ends)) + 0.002
         axes.set_xlim(min(ends) - room, min(max(ends) + 3 * room, max(1.0, max(ends) + room)))
         axes.yaxis.set_minor_formatter(lambda value, _: rate(value) if f"{value:e}"[0] in "25" else "")
@@ -78,7 +88,8 @@ def tradeoff(
         _label(axes, points)
         caption(
             axes,
-            f"Down and to the right is better. The line joins rows that no other row beats in both; {_bars(points)}",
+            "Down and to the right is better. The line joins rows that no other row beats in both; "
+            + _bars(points, level),
             about,
         )
 
@@ -102,11 +113,11 @@ def _mark(axes: Axes, point: Point) -> None:
     )
 
 
-def _bars(points: Sequence[Point]) -> str:
+def _bars(points: Sequence[Point], level: str) -> str:
     seeds = sorted({p.runs for p in points})
     if seeds == [1]:
-        return "bars: 95 %, over records of one training each."
-    return f"bars: 95 %, over {' or '.join(map(str, seeds))} trainings a row."
+        return f"bars: {level}, over records of one training each."
+    return f"bars: {level}, over {' or '.join(map(str, seeds))} trainings a row."
 
 
 def _label(axes: Axes, points: Sequence[Point]) -> None:

@@ -51,9 +51,9 @@ def spread(values: Sequence[float], confidence: float = 0.95) -> Spread:
     figures = np.asarray(values, np.float64)
     mean, sd = float(figures.mean()), float(figures.std(ddof=1))
     how = f"Student's t over {len(figures)} targets"
-    if sd == 0:
+    if np.ptp(figures) == 0:  # the standard deviation may be a rounding error then
         nothing = Estimate(mean, float("nan"), float("nan"), how, note="the same on all targets")
-        return Spread(nothing, sd, tuple(map(float, figures)))
+        return Spread(nothing, 0.0, tuple(map(float, figures)))
     half = float(stdtrit(len(figures) - 1, (1 + confidence) / 2)) * sd / np.sqrt(len(figures))
     low, high = max(0.0, mean - half), min(1.0, mean + half)
     return Spread(Estimate(mean, low, high, how), sd, tuple(map(float, figures)))
