@@ -227,7 +227,7 @@ def test_a_packages_defense_is_known_by_its_own_name(packaged):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("some_defenses:Unfinished", r"'some_defenses:Unfinished' of memberscope.defenses lacks losses"),
+        ("some_defenses:Unfinished", r"entry point '.*' \(some_defenses:Unfinished\) lacks losses"),
         ("some_defenses:BASE", "is not a subclass of Defense"),
         ("some_defenses:Absent", "cannot be loaded: AttributeError"),
     ],

@@ -163,12 +163,15 @@ def test_other_packages_add_models(monkeypatch):
 
 def test_what_other_packages_cannot_add_is_said(monkeypatch):
     for value, told in (
-        ("nowhere_at_all:net", r"'nowhere_at_all:net' of memberscope.models cannot be loaded: ModuleNotFoundError"),
-        ("memberscope.training.models:SimpleCNN", r"of memberscope.models is type, expected a ModelEntry"),
+        ("nowhere_at_all:net", r"entry point 'theirs' \(nowhere_at_all:net\) cannot be loaded: ModuleNotFoundError"),
+        (
+            "memberscope.training.models:SimpleCNN",
+            r"\(memberscope.training.models:SimpleCNN\) is type, expected a ModelEntry",
+        ),
     ):
         points = [EntryPoint("theirs", value, models.ENTRY_POINTS)]
         monkeypatch.setattr("importlib.metadata.entry_points", lambda group, points=points: points)
-        with pytest.raises(ModelError, match=told):
+        with pytest.raises(ConfigError, match=told):
             available()
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 
 from memberscope.attacks.base import Attack
 from memberscope.attacks.base_score import BaseOfflineT2
@@ -43,6 +42,7 @@ from memberscope.attacks.threshold import (
     ModifiedEntropy,
 )
 from memberscope.attacks.white_box import InputGradientNorm, WeightGradientNorm, WhiteBoxClassifier
+from memberscope.entry_points import class_of
 from memberscope.errors import ConfigError
 
 ENTRY_POINT_GROUP = "memberscope.attacks"
@@ -117,30 +117,13 @@ def all_attacks() -> dict[str, type[Attack]]:
     """
     found = dict(ATTACKS)
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        attack = _loaded(point)
+        attack: type[Attack] = class_of(point, Attack, ("name", "title", "needs", "card"))
         if attack.name in found:
             raise ConfigError(
                 f"entry point {point.name!r} takes the attack name {attack.name!r}, which is in use", "rename it"
             )
         found[attack.name] = attack
     return found
-
-
-def _loaded(point: EntryPoint) -> type[Attack]:
-    where = f"entry point {point.name!r} ({point.value})"
-    try:
-        attack = point.load()
-    except Exception as error:  # it may be anybody's code
-        raise ConfigError(
-            f"{where} cannot be loaded: {type(error).__name__}: {error}", "mend or uninstall the package that adds it"
-        ) from error
-    if not (inspect.isclass(attack) and issubclass(attack, Attack)):
-        raise ConfigError(f"{where} is not a subclass of Attack", "see CONTRIBUTING.md")
-    lacking = [name for name in ("name", "title", "needs", "card") if not hasattr(attack, name)]
-    lacking += sorted(getattr(attack, "__abstractmethods__", ()))
-    if lacking:
-        raise ConfigError(f"{where} lacks {', '.join(lacking)}", "see CONTRIBUTING.md")
-    return attack
 
 
 def get_attack(name: str) -> type[Attack]:

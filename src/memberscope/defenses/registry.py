@@ -30,11 +30,10 @@ from memberscope.defenses.ordinary import (
     WeightDecay,
 )
 from memberscope.defenses.relaxloss import RelaxLoss
+from memberscope.entry_points import class_of
 from memberscope.errors import ConfigError
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from memberscope.training.recipe import Recipe
 
 ENTRY_POINTS = "memberscope.defenses"
@@ -78,30 +77,13 @@ def all_defenses() -> dict[str, type[Defense]]:
 
     found = dict(DEFENSES)
     for point in entry_points(group=ENTRY_POINTS):
-        defense = _loaded(point)
+        defense: type[Defense] = class_of(point, Defense, ("name", "title", "acts", "card"))
         if defense.name in found:
             raise ConfigError(
                 f"the package behind {point.value!r} adds a defense named {defense.name!r}, which exists already"
             )
         found[defense.name] = defense
     return found
-
-
-def _loaded(point: EntryPoint) -> type[Defense]:
-    where = f"the entry point {point.value!r} of {ENTRY_POINTS}"
-    try:
-        defense = point.load()
-    except Exception as error:  # it may be anybody's code
-        raise ConfigError(
-            f"{where} cannot be loaded: {type(error).__name__}: {error}", "mend or uninstall the package that adds it"
-        ) from error
-    if not (isinstance(defense, type) and issubclass(defense, Defense)):
-        raise ConfigError(f"{where} is not a subclass of Defense", "see CONTRIBUTING.md")
-    lacking = [name for name in ("name", "title", "acts", "card") if not hasattr(defense, name)]
-    lacking += sorted(getattr(defense, "__abstractmethods__", ()))
-    if lacking:
-        raise ConfigError(f"{where} lacks {', '.join(lacking)}", "see CONTRIBUTING.md")
-    return defense
 
 
 def in_force(recipe: Recipe) -> list[Defense]:

@@ -13,7 +13,6 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from memberscope.defenses.registry import in_force
+from memberscope.entry_points import name_of, object_of
 from memberscope.errors import ConfigError, ModelError
 from memberscope.training.recipe import Recipe
 from memberscope.training.relu_pool import relu_max_pool
@@ -133,7 +133,9 @@ def available() -> dict[str, ModelEntry]:
     Raises
     ------
     ModelError
-        A package adds a name that exists already, what cannot be loaded, or no `ModelEntry`.
+        A package adds a name that exists already.
+    ConfigError
+        A package adds what cannot be loaded, or is no `ModelEntry`.
     """
     from importlib.metadata import entry_points
 
@@ -143,21 +145,13 @@ def available() -> dict[str, ModelEntry]:
             raise ModelError(
                 f"the package behind {point.value!r} adds a model named {point.name!r}, which exists already"
             )
-        entries[point.name] = _loaded(point)
+        entry = object_of(point)
+        if not isinstance(entry, ModelEntry):
+            raise ConfigError(
+                f"{name_of(point)} is {type(entry).__name__}, expected a ModelEntry", "see CONTRIBUTING.md"
+            )
+        entries[point.name] = entry
     return entries
-
-
-def _loaded(point: EntryPoint) -> ModelEntry:
-    where = f"the entry point {point.value!r} of {ENTRY_POINTS}"
-    try:
-        entry = point.load()
-    except Exception as error:  # it may be anybody's code
-        raise ModelError(
-            f"{where} cannot be loaded: {type(error).__name__}: {error}", "mend or uninstall the package that adds it"
-        ) from error
-    if not isinstance(entry, ModelEntry):
-        raise ModelError(f"{where} is {type(entry).__name__}, expected a ModelEntry", "see CONTRIBUTING.md")
-    return entry
 
 
 def build(name: str, input_shape: tuple[int, ...], n_classes: int, *, dropout: float = 0.0) -> nn.Module:
