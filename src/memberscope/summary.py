@@ -14,7 +14,7 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
     figures = table[: len(table) - reasons]
     first = max(len(row[0]) for row in table)
     lines += [*aligned(figures, first=first), *(f"{row[0]:<{first}}  {row[1]}" for row in table[len(figures) :])]
-    lines += [*calibrated_lines(document), *target_lines(document)]
+    lines += [*calibrated_lines(document), *target_lines(document), *promise_lines(document)]
     doubts = [c for c in document["checks"] if c["status"] in ("problem", "caution")]
     lines += [f"{c['code']} {c['status']}: {c['text']}" for c in doubts]
     return lines
@@ -125,6 +125,16 @@ def target_lines(document: Mapping[str, Any]) -> list[str]:
             f"found in both ({agreed['by_chance']:.1%} by chance)."
         )
     return lines
+
+
+def promise_lines(document: Mapping[str, Any]) -> list[str]:
+    """What a federation promises a client, and what canary clients say of it."""
+    from memberscope.report.wording import canary_estimate, client_guarantee
+
+    told = (document.get("federation") or {}).get("privacy") or {}
+    promised, canaries = told.get("clients"), told.get("canaries")
+    lines = [f"Central differential privacy: {client_guarantee(promised)}."] if promised else []
+    return [*lines, *([f"Canary clients: {canary_estimate(canaries, promised)}."] if canaries else [])]
 
 
 def ci(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:

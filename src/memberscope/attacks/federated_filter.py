@@ -47,14 +47,22 @@ class Filter(FederatedAttack):
     """A matched filter; a subclass lists its observations."""
 
     @abstractmethod
-    def observations(self, rounds: Rounds) -> Iterator[Observation]:
-        """One after the other, in the same order for every set of pairs."""
+    def observations(self, rounds: Rounds, phi: Floats, norm: Floats, after: Floats) -> Iterator[Observation]:
+        """One after the other, in the same order for every set of pairs.
+
+        `phi` and `norm` are confidence and log gradient norm under the global model that each round began with, `after`
+        the confidence under the one that came out of it, float64 [T, M].
+        """
 
     def both(self, rounds: Rounds, population: Rounds) -> tuple[Scores, Scores]:
         """Residuals of both, weighted."""
         if not population.n_pairs:
             raise EvidenceError("no records are known to be nobody's", "set some aside as a population")
-        pairs = zip(self.observations(rounds), self.observations(population), strict=True)
+        of_each = (
+            self.observations(some, some.sent_phi(), some.log_gradient_norm(), some.next_phi())
+            for some in (rounds, population)
+        )
+        pairs = zip(*of_each, strict=True)
         found = [_residuals(mine, rounds, theirs, population) for mine, theirs in pairs]
         residual, known = (np.stack(part) for part in zip(*found, strict=True))
         weights = filter_weights(residual, known, noise=1 / rounds.n_pairs + 1 / len(rounds.population))
@@ -74,9 +82,8 @@ class GlobalFilter(Filter):
         _TRAP,
     )
 
-    def observations(self, rounds: Rounds) -> Iterator[Observation]:
+    def observations(self, rounds: Rounds, phi: Floats, norm: Floats, after: Floats) -> Iterator[Observation]:
         """Confidence after each round, and the gradient norm before it, given those at the start."""
-        phi, norm, after = rounds.sent_phi(), rounds.log_gradient_norm(), rounds.next_phi()
         start = (phi[0], norm[0])
         for t in range(rounds.n_rounds):
             yield after[t], start
@@ -97,9 +104,8 @@ class SumFilter(Filter):
         _TRAP,
     )
 
-    def observations(self, rounds: Rounds) -> Iterator[Observation]:
+    def observations(self, rounds: Rounds, phi: Floats, norm: Floats, after: Floats) -> Iterator[Observation]:
         """Each layer's part of the cosine, given confidence and gradient norm there; and confidence given the start."""
-        phi, norm, after = rounds.sent_phi(), rounds.log_gradient_norm(), rounds.next_phi()
         for part in rounds.sum_parts():
             for t in range(rounds.n_rounds):
                 yield part[t], (phi[t], norm[t])
@@ -120,9 +126,8 @@ class UpdateFilter(Filter):
         _TRAP,
     )
 
-    def observations(self, rounds: Rounds) -> Iterator[Observation]:
+    def observations(self, rounds: Rounds, phi: Floats, norm: Floats, after: Floats) -> Iterator[Observation]:
         """Each layer's part of the cosine, given the other clients', and confidence and gradient norm."""
-        phi, norm, after = rounds.sent_phi(), rounds.log_gradient_norm(), rounds.next_phi()
         for part in range(rounds.features.n_parts):
             own, others = rounds.own(f"part-{part}"), rounds.others(f"part-{part}").mean
             for t in range(rounds.n_rounds):
