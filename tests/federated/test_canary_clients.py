@@ -138,15 +138,16 @@ def test_fewer_replies_are_a_weaker_promise() -> None:
 def test_an_audit_tells_the_estimate_beside_the_accountant(run: Run, tmp_path: Path) -> None:
     from memberscope.federated.audit import Asked, audit_federation
     from memberscope.federated.study import _seats
+    from memberscope.report.wording import significant
     from memberscope.summary import summary_lines
 
     trained = run(rounds=2, record="updates", central_noise=3.0, central_clip=0.5, canary_clients=8)
     found = audit_federation(trained.folder, Asked(records=40, attacks=("fl-cosine",)))
     promised, canaries = (found.document["federation"]["privacy"][key] for key in ("clients", "canaries"))
     assert (promised, canaries) == (trained.summary["privacy"], trained.summary["canaries"])
-    printed = summary_lines(found.document)[-1]
+    (printed,) = (line for line in summary_lines(found.document) if line.startswith("Canary clients: "))
     assert "an estimate from 8 canary clients" in printed
-    assert f"the accountant's bound is {promised['epsilon']:.3g}" in printed
+    assert f"the accountant's bound is {significant(promised['epsilon'])}" in printed
     report = (found.save(tmp_path / "audit") / "report.html").read_text(encoding="utf-8")
     assert "Estimated by canary clients" in report
     assert "Promised to a client" in report
