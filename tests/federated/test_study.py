@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,10 @@ local_epochs = 8
 batch_size = 16
 records = 80
 [rows.none]
+references = 1
 [rows.sums]
 secure_aggregation = true
+canary_clients = 5
 [axes]
 seed = [0]
 """
@@ -49,6 +52,15 @@ def test_a_study_has_a_line_for_each_defense_and_seat(file: Path, tmp_path: Path
     folder = tmp_path / "tiny"
     assert (folder / "tradeoff_curious_server.png").is_file()
     assert "curious server" in (folder / "study.md").read_text()
+    sums = next(line for line in lines if line["row"] == "sums" and line["status"] == "measured")
+    assert sums["canary_clients"] == 5
+    assert sums["epsilon_by_canaries_low"] < sums["epsilon_by_canaries"] < sums["epsilon_by_canaries_high"]
+    assert server["epsilon_by_canaries"] is None
+    assert "(client, by canaries)" in (folder / "study.md").read_text()
+    header = (folder / "study.csv").read_text().splitlines()[0].split(",")
+    assert {"canary_clients", "epsilon_by_canaries", "epsilon_by_canaries_low"} <= set(header)
+    results = json.loads((folder / server["run"] / "audit/results.json").read_bytes())
+    assert results["federation"]["references"] == 1
     stamps = {p: p.stat().st_mtime_ns for p in folder.glob("cells/*/audit/results.json")}
     assert len(stamps) == 2
     assert study.run(config, {"out": tmp_path, "device": "cpu"}) == lines

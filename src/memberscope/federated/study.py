@@ -19,9 +19,9 @@ from memberscope.study_table import Point, mark_front, mean_of, tpr_of
 AUDIT_SETTINGS = ("records", "population", "every")
 """Settings of the audits of a study, beside those of the federations: see `federated.audit.Asked`."""
 _NOT_WHERE = ("models_dir", "workers")
-_ATTACKER = (
-    "The attacker is the best of the seat's attacks, on each client's own records; none trains reference models."
-)
+_ATTACKER = "The attacker is the best of the seat's attacks, on each client's own records"
+_WITHOUT = "; none trains reference models."
+_WITH = "; the curious server has reference federations where they are set."
 Line = dict[str, Any]
 
 
@@ -96,11 +96,12 @@ def run(config: FederationStudy, where: Mapping[str, Any] | None = None, *, even
 def _one(cell: FederationCell, path: Path, where: Mapping[str, Any], events: Events) -> None:
     from memberscope.federated.audit import Asked, audit_federation
     from memberscope.federated.federation import SUMMARY, federate
+    from memberscope.federated.references import finished
 
-    run_folder = path / "run"
-    if not (run_folder / SUMMARY).is_file():
-        federate(cell.federation(where), events=events, folder=run_folder, resume=(run_folder / "rounds").is_dir())
-    audit = audit_federation(run_folder, Asked(**cell.asked()), events=events)
+    run_folder, config = path / "run", cell.federation(where)
+    if not (run_folder / SUMMARY).is_file() or len(finished(run_folder)) < config.references:
+        federate(config, events=events, folder=run_folder, resume=(run_folder / "rounds").is_dir())
+    audit = audit_federation(run_folder, Asked(**cell.asked()), references=finished(run_folder), events=events)
     audit.save(path / "audit")
 
 
@@ -177,7 +178,8 @@ def write_tables(config: FederationStudy, folder: Path, failures: Mapping[str, s
         title = f"What protection costs, and what it buys: {seat}"
         picture = folder / f"tradeoff_{name}.png"
         fpr = _rate(lines, seat, config.fpr)
-        tradeoff(picture, points, fpr, title=title, of_whom="members", about=_ATTACKER)
+        known = _WITH if any(cell.settings.get("references") for cell in config.cells()) else _WITHOUT
+        tradeoff(picture, points, fpr, title=title, of_whom="members", about=_ATTACKER + known)
     return lines
 
 
