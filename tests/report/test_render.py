@@ -86,6 +86,16 @@ def test_the_contents_name_every_section_in_its_order(make_results):
     assert contents == sections  # the references stand with the glossary
 
 
+def test_the_ladder_names_the_attack_that_ranks_best_where_it_is_another(make_results):
+    results = make_results()
+    text = read(render(results)).text
+    row = next(r for r in results["ladder"] if r["status"] == "measured" and r["attack"] == r["auc_attack"])
+    titles = {a["name"]: a["title"] for a in results["attacks"]}
+    row["auc_attack"] = next(name for name in titles if name != row["attack"])
+    assert "for the pairs" not in text
+    assert f"for the pairs: {titles[row['auc_attack']]}" in read(render(results)).text
+
+
 def test_labels_alone_are_compared_with_the_adversary_of_the_answer(make_results):
     """Not with the AUC of one attack that was picked by its true-positive rate and may rank worse."""
     results = make_results()

@@ -183,9 +183,8 @@ def _ladder(results: Results) -> dict[str, Any]:
                 rows.append(shown | {"reason": reason})
             continue
         tpr, auc = (row.get("tpr") or {}).get("estimate"), row.get("auc")
-        rows.append(
-            shown | {"attack": titles.get(row.get("attack"), row.get("attack")), "note": "", "at": ""} | _pairs(auc)
-        )
+        by, by_auc = (titles.get(row.get(key), row.get(key)) for key in ("attack", "auc_attack"))
+        rows.append(shown | {"attack": by, "by": "" if by_auc == by else by_auc, "note": "", "at": ""} | _pairs(auc))
         if tpr is None or fpr is None:
             rows[-1] |= {"found": "", "interval": "n too small", "strip": ""}
             continue
