@@ -7,14 +7,17 @@ with its reason. All get the same arrays: a target's logits on N records and tho
 (every record IN half of them). Two cases: synthetic answers, and Location-30 (5,010 records, --location30 FILE), for
 which target and bank are trained here unless location30.npz is there already.
 
-One thread; tools take turns, `--rounds` times; seconds are medians of CPU time. Packages are given confidences that
+One thread; tools take turns, `--rounds` times; seconds are medians of CPU time. An attack that needs more than --limit
+seconds is stopped and told as such. Packages are given confidences that
 were reduced from the logits beforehand; memberscope is given the logits, and its reduction is counted. AUC with 95 %
 interval (DeLong), true-positive rates where the sample supports them. Attacks that learn from known members are
-cross-fitted in two halves, or split as the tool itself does.
+cross-fitted in two halves, or split as the tool itself does: figures are then means over its splits, and intervals
+those of one split.
 
 What ran is kept in --work/results.json: the same command goes on after an interruption.
 
-Usage: python benchmarks/peers/run.py [--location30 FILE] [--cases NAME,...] [--peers NAME,...] [--rounds 3] [--forget]
+Usage: python benchmarks/peers/run.py [--location30 FILE] [--cases NAME,...] [--peers NAME,...] [--rounds 3]
+       [--limit 120] [--forget]
 """
 
 from __future__ import annotations
@@ -61,11 +64,34 @@ PEERS = {
     "ART": Peer(("adversarial-robustness-toolbox==1.20.1", "six", "tqdm"), "peer_art"),
     "SACRO-ML": Peer(("sacroml==2.0.1", "fpdf", "pypdf", "multiprocess", "dill", "dictdiffer"), "peer_sacro"),
     "TensorFlow Privacy": Peer(
-        ("tensorflow-empirical-privacy==0.1.0", "statsmodels", "patsy", "absl-py", "immutabledict"),
+        # Its suite imports a name that scikit-learn dropped in 1.5.
+        (
+            "tensorflow-empirical-privacy==0.1.0",
+            "statsmodels",
+            "patsy",
+            "absl-py",
+            "immutabledict",
+            "scikit-learn==1.4.2",
+        ),
         "peer_tensorflow_privacy",
     ),
     "Privacy Meter": Peer(("privacy-meter==1.0.1",), "peer_privacy_meter"),
+    "auditml": Peer(("auditml==0.1.0", "tqdm", "pyyaml"), "peer_auditml"),
+    "mia": Peer(("mia==0.1.2", "tqdm"), "peer_mia"),
 }
+
+NOT_RUN = {
+    "leakpro 0.0.1": "an empty package of another author; LeakPro itself is not on PyPI",
+    "aijack 0.0.1b2": "builds C++ against Boost when it is installed ('Could NOT find Boost'); its shadow attack calls "
+    "a method `predit` that it does not have",
+    "mlpepr 0.1b6": "asks for TensorFlow 2.5 and NumPy 1.19, which no Python above 3.9 installs",
+    "tensorflow-privacy 0.9.0": "the same attacks as tensorflow-empirical-privacy, with TensorFlow below 2.16",
+    "opake-auditing 0.16.1": "audits canaries of differentially private training; its score is the loss",
+    "forgetnet 0.1.21": "for language models",
+    "automia 0.0.1": "lets a language model write attacks",
+    "nullsec-adversarial 0.1.0": "tells counts at one threshold on the confidence, chosen on the records it counts",
+}
+"""Packages of PyPI that speak of membership inference and are not among `PEERS`, and why."""
 
 
 def install(name: str, work: Path) -> str:
@@ -87,11 +113,21 @@ def packages(name: str, work: Path) -> Path:
     return work / "packages" / name.replace(" ", "-")
 
 
+def surroundings(name: str, work: Path) -> dict[str, str]:
+    """The environment that a tool runs in: its package before others, one thread."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    path = [str(packages(name, work).resolve()), *filter(None, [env.get("PYTHONPATH")])]
+    return env | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def adapter(name: str) -> list[str]:
+    """The command that runs a tool's adapter."""
+    return [sys.executable, "-W", "ignore", str(HERE / "adapters" / f"{PEERS[name].adapter}.py")]
+
+
 def ask(name: str, work: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
     """What an adapter tells, line by line, and why it failed."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join([str(packages(name, work).resolve()), *filter(None, [env.get("PYTHONPATH")])])
-    command = [sys.executable, "-W", "ignore", str(HERE / "adapters" / f"{PEERS[name].adapter}.py"), *arguments]
+    command, env = [*adapter(name), *arguments], surroundings(name, work)
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT, env=env)
     except subprocess.TimeoutExpired as error:
@@ -116,24 +152,24 @@ def figures(path: Path, member: np.ndarray) -> dict[str, Any]:
     for column in columns:
         scored = ~np.isnan(column)
         judged.append(evaluate(column[scored], member[scored], rng=np.random.default_rng(0)))
-    first = judged[0]
-    told["auc"] = [first.auc.value, first.auc.low, first.auc.high]
+    told["auc"] = _mean([one.auc for one in judged])
     for fpr in FPRS:
         points = [next(point for point in one.operating_points if point.fpr == fpr) for one in judged]
         if all(point.tpr is not None for point in points):
-            estimates = [point.tpr for point in points]
-            told[f"tpr {fpr}"] = [estimates[0].value, estimates[0].low, estimates[0].high]
-            if len(judged) > 1:
-                told[f"tpr {fpr}"] = [statistics.mean(estimate.value for estimate in estimates)]
+            told[f"tpr {fpr}"] = _mean([point.tpr for point in points])
     if len(judged) > 1:
-        told["auc"] = [statistics.mean(one.auc.value for one in judged)]
         told["note"] = f"mean of {len(judged)} splits"
     elif not scored.all():
         told["note"] = f"{int(scored.sum()):,} records scored"
     return told
 
 
-def play(noted: dict[str, Any], case: Path, name: str, work: Path, rounds: int) -> str:
+def _mean(estimates: list[Any]) -> list[float]:
+    """Value and interval, averaged over splits."""
+    return [statistics.mean(getattr(one, part) for one in estimates) for part in ("value", "low", "high")]
+
+
+def play(noted: dict[str, Any], case: Path, name: str, work: Path, rounds: int, limit: float) -> str:
     """Run a tool's attacks once more, those that did not run often enough, and note what came of them.
 
     Returns the version of the tool, or nothing where there was nothing to do.
@@ -145,7 +181,7 @@ def play(noted: dict[str, Any], case: Path, name: str, work: Path, rounds: int) 
         member = arrays["member"]
     version, silent = "", set(due)
     with tempfile.TemporaryDirectory() as folder:
-        lines, failed = ask(name, work, str(case), folder, *due)
+        lines, failed = ask(name, work, str(case), folder, str(limit), *due)
         for told in lines:
             if "version" in told:
                 version, silent = told["version"], set(told["attacks"])
@@ -208,6 +244,7 @@ def main() -> None:
     parser.add_argument("--cases", default="synthetic,location30")
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=120, help="CPU seconds an attack may take (default: 120)")
     parser.add_argument("--work", type=Path, default=HERE / ".work")
     parser.add_argument("--forget", action="store_true", help="remove the packages when done")
     given = parser.parse_args()
@@ -233,7 +270,7 @@ def main() -> None:
                 failed = install(name, work)
                 if not failed:
                     try:
-                        versions[name] = play(noted, case, name, work, done + 1) or versions[name]
+                        versions[name] = play(noted, case, name, work, done + 1, given.limit) or versions[name]
                     except ChildProcessError as error:
                         failed = str(error)
                 if failed:
@@ -252,6 +289,7 @@ def main() -> None:
         print()
     for name, reason in missing.items():
         print(f"{name} did not run: {reason}")
+    print("Not run:\n" + "\n".join(f"- {name}: {reason}" for name, reason in NOT_RUN.items()))
     if given.forget:
         shutil.rmtree(work / "packages", ignore_errors=True)
 

@@ -55,6 +55,7 @@ if __name__ == "__main__":
             "classifier (lr)": lambda case: _learned(case, "lr"),
             "classifier (rf)": lambda case: _learned(case, "rf"),
             "classifier (gb)": lambda case: _learned(case, "gb"),
+            "classifier (nn, its default)": lambda case: _learned(case, "nn"),
         },
         version("adversarial-robustness-toolbox"),
     )

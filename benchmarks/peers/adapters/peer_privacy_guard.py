@@ -1,4 +1,8 @@
-"""privacyguard-platform (facebookresearch/PrivacyGuard): LiRA and RMIA on data frames of confidences."""
+"""privacyguard-platform (facebookresearch/PrivacyGuard): LiRA, RMIA and calibration on data frames of confidences.
+
+Defaults are its own but for one: by default its online RMIA averages the larger half of the reference models' answers,
+which is told apart from the average over all of them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from privacy_guard.analysis.mia.aggregate_analysis_input import AggregationType
+from privacy_guard.attacks.calib_attack import CalibAttack, CalibScoreType
 from privacy_guard.attacks.lira_attack import LiraAttack
 from privacy_guard.attacks.rmia_attack import RmiaAttack
 
@@ -41,24 +46,45 @@ def _lira(case: Case, online: bool) -> np.ndarray:
     return _in_order(case, attack.run_attack())
 
 
-def _rmia(case: Case) -> np.ndarray:
+def _rmia(case: Case, online: bool, models: int | None = None) -> np.ndarray:
     """Its population z: 2,500 non-members of the target, which are scored like the others too."""
     columns = {f"score_ref_{k}": row for k, row in enumerate(case.reference_probabilities)}
     columns |= {f"member_ref_{k}": row for k, row in enumerate(case.reference_membership)}
-    own = case.probabilities[np.arange(len(case.labels)), case.labels]
-    frame = pd.DataFrame({"user_id": np.arange(len(case.labels)), "score_orig": own} | columns)
+    frame = pd.DataFrame({"user_id": np.arange(len(case.labels)), "score_orig": case.own_probability} | columns)
     outside = np.flatnonzero(~case.member)
     chosen = np.random.default_rng(0).choice(outside, min(2500, len(outside)), replace=False)
-    population = frame.iloc[np.sort(chosen)].copy()
-    attack = RmiaAttack(frame[case.member].copy(), frame[~case.member].copy(), population, AggregationType.NONE)
+    attack = RmiaAttack(
+        frame[case.member].copy(),
+        frame[~case.member].copy(),
+        frame.iloc[np.sort(chosen)].copy(),
+        AggregationType.NONE,
+        num_reference_models=models,
+        online=online,
+    )
     return _in_order(case, attack.run_attack())
+
+
+def _calibration(case: Case) -> np.ndarray:
+    """Loss less that of another model: here the mean probability of the OUT models."""
+    world = ~case.reference_membership
+    outside = np.where(world, case.reference_probabilities, 0).sum(axis=0) / world.sum(axis=0)
+    frames = [
+        pd.DataFrame({"user_id": np.arange(len(p)), "label": 1, "predictions": p})
+        for p in (case.own_probability, outside)
+    ]
+    parts = [frame[rows].copy() for frame in frames for rows in (case.member, ~case.member)]
+    return _in_order(case, CalibAttack(*parts, AggregationType.NONE, True, CalibScoreType.LOSS).run_attack())
 
 
 if __name__ == "__main__":
     main(
         {
             "LiRA online": lambda case: _lira(case, True),
-            "RMIA online": _rmia,
+            "LiRA offline": lambda case: _lira(case, False),
+            "RMIA online, larger half": lambda case: _rmia(case, True),
+            "RMIA online": lambda case: _rmia(case, True, len(case.reference_membership)),
+            "RMIA offline": lambda case: _rmia(case, False),
+            "calibration (loss)": _calibration,
         },
         version("privacyguard-platform"),
     )

@@ -13,12 +13,13 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 
-for _name in ("tensorflow", "opacus"):
-    sys.modules[_name] = MagicMock()
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from contest import Case, main, stand_in
+
+stand_in("tensorflow", "opacus")
 
 from privacy_meter.dataset import Dataset
 from privacy_meter.hypothesis_test import linear_itp_threshold_func
@@ -26,9 +27,6 @@ from privacy_meter.information_source import InformationSource
 from privacy_meter.information_source_signal import ModelLoss
 from privacy_meter.metric import PopulationMetric, ReferenceMetric
 from privacy_meter.model import Model
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from contest import Case, main
 
 
 class Stored(Model):
@@ -79,7 +77,7 @@ def _reference(case: Case) -> np.ndarray:
     order = np.argsort(case.reference_membership, axis=0, kind="stable")
     count = int((~case.reference_membership).sum(axis=0).min())
     outside = np.take_along_axis(_loss(case.reference_probabilities), order, axis=0)[:count]
-    own = _loss(case.probabilities[np.arange(len(case.labels)), case.labels])
+    own = _loss(case.own_probability)
     metric = ReferenceMetric(
         InformationSource([Stored(own)], [records]),
         InformationSource([Stored(row) for row in outside], [records]),
@@ -94,7 +92,7 @@ def _population(case: Case) -> np.ndarray:
     records, _, outside = _records(case)
     chosen = np.random.default_rng(0).permutation(outside)[: len(outside) // 4]
     population = Dataset({"train": {"x": chosen, "y": case.labels[chosen]}}, "x", "y", preprocessed=True)
-    model = Stored(_loss(case.probabilities[np.arange(len(case.labels)), case.labels]))
+    model = Stored(_loss(case.own_probability))
     metric = PopulationMetric(
         InformationSource([model], [records]),
         InformationSource([model], [population]),
