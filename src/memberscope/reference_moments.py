@@ -23,8 +23,8 @@ Transform = Callable[[Floats, int, slice], None]
 _BLOCK_VALUES = 262_144
 """Values worked on at a time: two megabytes of float64, which stay near a core."""
 
-_FEW_MODELS = 32
-"""Up to so many values in a row, a product with ones sums rows faster than a sum over each."""
+_FEW_MODELS = 16
+"""Up to so many values in a row, a product with ones sums rows faster than any sum over each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +174,7 @@ class _Room:
         if self._group.balanced:
             halves = values.reshape(-1, values.shape[1] // 2)
             few = halves.shape[1] <= _FEW_MODELS
-            sums = halves @ np.ones(halves.shape[1]) if few else halves.sum(axis=1)
+            sums = halves @ np.ones(halves.shape[1]) if few else np.einsum("nk->n", halves)
             return np.asarray(sums.reshape(-1, 2).T)
         if values is not self.block:
             np.copyto(self.block, values)

@@ -195,7 +195,7 @@ def _logistic(block: Floats, query: int, rows: slice) -> None:
         np.minimum(block, _LARGEST_EXPONENT, out=block)
     np.exp(block, out=block)
     block += 1.0
-    np.reciprocal(block, out=block)
+    np.divide(1.0, block, out=block)  # in half the time of np.reciprocal
 
 
 def _log_probability(block: Floats, query: int, rows: slice) -> None:
@@ -206,11 +206,20 @@ def _log_probability(block: Floats, query: int, rows: slice) -> None:
 def _order(membership: NDArray[np.bool_]) -> tuple[NDArray[np.integer], Counts]:
     k, n = membership.shape
     order = np.empty((n, k), np.int16 if k <= np.iinfo(np.int16).max else np.int32)
+    n_in = np.asarray(membership.sum(axis=0, dtype=np.int64))
     size = max(1, _TRANSPOSED_VALUES // k)
+    first = np.arange(size)[:, None] * k
     for start in range(0, n, size):
-        rows = slice(start, start + size)
-        order[rows] = np.argsort(~membership[:, rows].T, axis=1, kind="stable")
-    return order, np.asarray(membership.sum(axis=0, dtype=np.int64))
+        rows = slice(start, min(start + size, n))
+        inside, count = np.ascontiguousarray(membership[:, rows].T), int(n_in[start])
+        if not (n_in[rows] == count).all():
+            order[rows] = np.argsort(~inside, axis=1, kind="stable")
+            continue
+        # Where records have as many IN models each, finding these is all the sorting that there is to do.
+        for world, places in ((inside, order[rows, :count]), (~inside, order[rows, count:])):
+            found = np.flatnonzero(world).reshape(places.shape)
+            np.subtract(found, first[: len(found)], out=places, casting="unsafe")
+    return order, n_in
 
 
 def _grouped(
@@ -224,33 +233,47 @@ def _grouped(
     n, k = order.shape
     residuals, centre = space((queries, n, k), memory_bytes), np.empty((queries, n))
     size = max(1, min(n, 8192, _BLOCK_BYTES // (8 * k * queries)))
-    answers = np.empty((k, queries, size))
+    # A few more columns than needed: rows a power of two apart would fall on the same few lines of a core's cache.
+    answers, turned = np.empty((k, queries, size + 24)), _Turned(k)
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
         block = answers[:, :, : rows.stop - start]
         for model in range(k):
             block[model] = phi(model, rows)
-        _refuse_nonfinite(block, start)
-        for query in range(queries):
-            _group(block[:, query], order[rows], residuals[query, rows], centre[query, rows])
+        with np.errstate(invalid="ignore"):
+            for query in range(queries):
+                turned.group(block[:, query], order[rows], residuals[query, rows], centre[query, rows])
+        if not np.isfinite(centre[:, rows]).all():
+            _refuse_nonfinite(block, start)
     return Grouped(residuals, centre, n_in)
 
 
-def _group(answers: Floats, order: NDArray[np.integer], residuals: Floats, centre: Floats) -> None:
-    """Fill residuals [B, K] and centre [B] from answers [K, B]."""
-    k = len(answers)
-    size = max(1, _TRANSPOSED_VALUES // k)
-    for start in range(0, len(centre), size):
-        rows = slice(start, min(start + size, len(centre)))
-        places = order[rows] + np.arange(rows.stop - start)[:, None] * k
-        values = np.ascontiguousarray(answers[:, rows].T).reshape(-1).take(places, mode="clip")
-        values.mean(axis=1, out=centre[rows])
-        np.subtract(values, centre[rows][:, None], out=residuals[rows])
+class _Turned:
+    """Turns answers from model by model to record by record; its room is made once and stays near a core."""
+
+    def __init__(self, k: int) -> None:
+        self._size = max(1, _TRANSPOSED_VALUES // k)
+        self._answers, self._values = np.empty((2, self._size, k))
+        self._places = np.empty((self._size, k), np.intp)
+        self._first = np.arange(self._size)[:, None] * k
+
+    def group(self, answers: Floats, order: NDArray[np.integer], residuals: Floats, centre: Floats) -> None:
+        """Fill residuals [B, K] and centre [B] from answers [K, B] and the order [B, K] of the models."""
+        for start in range(0, len(centre), self._size):
+            rows = slice(start, min(start + self._size, len(centre)))
+            count = rows.stop - start
+            turned, values, places = self._answers[:count], self._values[:count], self._places[:count]
+            np.copyto(turned, answers[:, rows].T)
+            np.add(order[rows], self._first[:count], out=places)
+            turned.reshape(-1).take(places, out=values, mode="clip")
+            values.mean(axis=1, out=centre[rows])
+            np.subtract(values, centre[rows][:, None], out=residuals[rows])
 
 
 def _refuse_nonfinite(block: Floats, start: int) -> None:
-    if not np.isfinite(block).all():
-        model, query, record = np.argwhere(~np.isfinite(block))[0]
+    broken = np.argwhere(~np.isfinite(block))
+    if len(broken):
+        model, query, record = broken[0]
         raise EvidenceError(
             f"reference model {model} answers query {query} on record {start + record} with NaN or infinite logits",
             "leave that model out, or mend it and let it answer again",

@@ -180,19 +180,27 @@ def logit_scaled_confidence(
     answers = logits.reshape(-1, n, classes)
     phi = np.empty(answers.shape[:2])
     # Classes along the first axis: reductions over few classes then run at the speed of the vector unit.
-    size = max(64, _BLOCK_VALUES // classes)
+    size = max(1, min(n, max(64, _BLOCK_VALUES // classes)))
+    # Room is made once: freshly allocated memory costs more to touch than all of the arithmetic.
+    space, room = np.empty(classes * size), np.empty((2, size))
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
-        own = labels[rows], np.arange(rows.stop - start)
+        count = rows.stop - start
+        flat, top, true = space[: classes * count], room[0, :count], room[1, :count]
+        z, own = flat.reshape(classes, count), labels[rows] * count + np.arange(count)
         for row, answer in zip(phi, answers, strict=True):
-            z = answer[rows].T.astype(np.float64, order="C")
-            true = z[own]
-            z[own] = -np.inf
-            top = z.max(axis=0)
+            np.copyto(z, answer[rows].T)
+            flat.take(own, out=true, mode="wrap")
+            flat[own] = -np.inf
+            z.max(axis=0, out=top)
             z -= top
-            z /= temperature
+            true -= top
+            if temperature != 1.0:
+                z /= temperature
+                true /= temperature
             np.exp(z, out=z)
-            row[rows] = (true - top) / temperature - np.log(z.sum(axis=0))
+            z.sum(axis=0, out=top)
+            np.subtract(true, np.log(top, out=top), out=row[rows])
     return phi.reshape(*leading, n)
 
 
