@@ -1,65 +1,81 @@
 """How long does it take to score 50,000 records against 16, 64 and 256 reference models? Prints three tables.
 
-1. LiRA and RMIA from the confidences that are kept in memory, in units of one pass over them (NumPy's sum over models),
-   and from plain arrays [K, N] as other tools take them, beside textbook NumPy and the published packages that can be
-   imported: ``pip install --no-deps privacyguard-platform tensorflow-empirical-privacy`` in an environment with pandas.
-   All contestants of a row alternate on the same arrays; medians of 7 rounds (2 for contestants that take seconds).
+1. Each score that a published package has too, from plain arrays [K, N] of confidences as those take them, beside every
+   package that runs (peers/run.py says which and installs them into --work; --no-peers leaves them out), and LiRA
+   and RMIA in textbook NumPy. Ours are timed from the confidences that an audit keeps in memory as well, in units of
+   one pass over them (NumPy's sum over models).
 2. The reduction of logits to confidences, done once for all attacks, beside softmax and logarithm in NumPy.
 3. Every attack with reference models from the kept confidences, nothing else computed before: seconds.
 
-About three minutes on one core and 2 GiB of memory; no data needed. Exits with 1 if at 256 models LiRA from kept
-confidences takes more than three passes over them or more than textbook NumPy.
+CPU seconds of one thread; all contestants of a table alternate on the same arrays, packages each in a process of its
+own; medians of 7 rounds, of what takes more than 2 seconds of 2, more than 10 of one. The last column says how alike
+the package and we rank the records (Spearman).
 
-Usage: python benchmarks/scoring.py [--models 16,64,256]
+Ten minutes on one core with the packages, two without, and 4 GiB of memory; no data needed. Exits with 1 if a package
+is faster than we are from the same arrays, or if LiRA from kept confidences takes more than three passes over them.
+
+Usage: python benchmarks/scoring.py [--models 16,64,256] [--no-peers] [--work FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from pathlib import Path
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 
 import numpy as np
+from race import Runner, write_confidences
 
 from memberscope.attacks.comparison import Comparison, ReferenceAttack, played_targets
-from memberscope.attacks.lira import LiraOnlinePerRecord
-from memberscope.attacks.registry import ATTACKS
-from memberscope.attacks.rmia import RmiaOnline, pairwise_score
+from memberscope.attacks.population import above_population
+from memberscope.attacks.registry import ATTACKS, get_attack
+from memberscope.attacks.rmia import RmiaOffline, pairwise_score
 from memberscope.evidence import Evidence
 from memberscope.reference_signals import ReferenceSignals
 
 N, Z, C = 50_000, 10_000, 10
-ROUNDS, SLOW_ROUNDS, SLOW_SECONDS = 7, 2, 2.0
+ROUNDS = 7
+SLOW = ((10.0, 1), (2.0, 2))
+"""What takes so many seconds runs so many times."""
+
+LIMIT = 300.0
+
+Timed = Callable[[], float]
 
 
 def seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """CPU seconds that it takes."""
+    start = time.process_time()
     action()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
-def race(contestants: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each; they alternate."""
-    times: dict[str, list[float]] = {name: [seconds(action)] for name, action in contestants.items()}
-    for name, first in list(times.items()):
-        if first[0] < SLOW_SECONDS:
-            times[name] = []  # that was the warm-up
-    for round_ in range(ROUNDS):
+def race(contestants: dict[str, Timed]) -> dict[str, float]:
+    """Median seconds of each; they alternate, after a round to warm up that only counts for what is slow."""
+    times = {name: [action()] for name, action in contestants.items()}
+    rounds = {name: next((n for limit, n in SLOW if first[0] > limit), ROUNDS) for name, first in times.items()}
+    for name in [name for name, n in rounds.items() if n == ROUNDS]:
+        times[name] = []
+    for _ in range(ROUNDS):
         for name, action in contestants.items():
-            if len(times[name]) and times[name][0] >= SLOW_SECONDS and round_ >= SLOW_ROUNDS - 1:
-                continue
-            times[name].append(seconds(action))
+            if len(times[name]) < rounds[name]:
+                times[name].append(action())
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 class Case:
-    """Arrays of one size: confidences of K models and a target on N records, and of a population."""
+    """Arrays of one size: confidences of K models and a target on N records, Z of which are the population too."""
 
     def __init__(self, k: int) -> None:
         rng = np.random.default_rng(k)
@@ -70,7 +86,7 @@ class Case:
         difficulty = rng.normal(2, 2, N)
         self.phi = rng.normal(size=(k, N)) + difficulty + self.inside
         self.target = rng.normal(size=N) + difficulty + self.member
-        self.z_phi, self.z_target = rng.normal(2, 2.2, (k, Z)), rng.normal(2, 2.2, Z)
+        self.population = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(~self.member))[:Z])
         self.kept = ReferenceSignals.from_phi(self.phi[:, None], self.inside)
         self.kept.phi()
 
@@ -113,102 +129,122 @@ def masked_lira(case: Case) -> np.ndarray:
 
 def textbook_rmia(case: Case) -> np.ndarray:
     """RMIA online as one writes it down, all pairs with the population in blocks."""
-    p, z_p = 1 / (1 + np.exp(-case.phi)), 1 / (1 + np.exp(-case.z_phi))
-    x = (1 / (1 + np.exp(-case.target))) / p.mean(axis=0)
-    z = (1 / (1 + np.exp(-case.z_target))) / z_p.mean(axis=0)
+    x = (1 / (1 + np.exp(-case.target))) / (1 / (1 + np.exp(-case.phi))).mean(axis=0)
+    z = x[case.population]
     return np.concatenate([(x[i : i + 500, None] / z > 1).mean(axis=1) for i in range(0, N, 500)])
 
 
-def sorted_rmia(case: Case) -> np.ndarray:
-    """Our score with our population search, from plain arrays."""
-    z_p = 1 / (1 + np.exp(-case.z_phi))
-    z = -np.log1p(np.exp(-case.z_target)) - np.log(z_p.mean(axis=0))
-    return pairwise_score(RmiaOnline().compare(case.from_arrays()), z)
+def ranked(case: Case, ratio: np.ndarray) -> np.ndarray:
+    """RMIA as published: our ratio, searched among the population's."""
+    return pairwise_score(ratio, ratio[case.population])
 
 
-def tensorflow_privacy(case: Case) -> np.ndarray:
-    from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.advanced_mia import (  # type: ignore[import-not-found]
-        compute_score_lira,
-    )
-
-    stat_in = [case.phi[case.inside[:, i], i][:, None] for i in range(N)]
-    stat_out = [case.phi[~case.inside[:, i], i][:, None] for i in range(N)]
-    return -np.asarray(compute_score_lira(case.target[:, None], stat_in, stat_out, median_or_mean="mean"))
+def attack_p(case: Case) -> np.ndarray:
+    return above_population(case.target, case.target[case.population])
 
 
-def privacy_guard_lira(case: Case) -> np.ndarray:
-    """Means and deviations as its prepare_lira_data computes them, then its attack."""
-    import pandas as pd
-    from privacy_guard.analysis.mia.aggregate_analysis_input import AggregationType  # type: ignore[import-not-found]
-    from privacy_guard.attacks.lira_attack import LiraAttack  # type: ignore[import-not-found]
-
-    columns: dict[str, Any] = {"user_id": np.arange(N), "score_orig": case.target}
-    for name, world in (("in", case.inside), ("out", ~case.inside)):
-        masked = np.where(world, case.phi, np.nan)
-        columns[f"score_mean_{name}"] = np.nanmean(masked, axis=0)
-        columns[f"score_std_{name}"] = np.nanstd(masked, axis=0) + 1e-8
-    frame = pd.DataFrame(columns)
-    attack = LiraAttack(
-        frame.iloc[: N // 2].copy(), frame.iloc[N // 2 :].copy(), AggregationType.NONE, online_attack=True
-    )
-    result = attack.run_attack()
-    return np.concatenate([result.df_train_user["score"], result.df_test_user["score"]])
+def ours(name: str, case: Case, compared: Callable[[], Comparison]) -> np.ndarray:
+    """One of our scores."""
+    if name == "attack-p":
+        return attack_p(case)
+    attack = RmiaOffline(a=0.3) if name == "rmia-offline" else get_attack(name)()
+    assert isinstance(attack, ReferenceAttack)
+    scores = attack.compare(compared())
+    return ranked(case, scores) if name.startswith("rmia") else scores
 
 
-def privacy_guard_rmia(case: Case) -> np.ndarray:
-    import pandas as pd
-    from privacy_guard.analysis.mia.aggregate_analysis_input import AggregationType
-    from privacy_guard.attacks.rmia_attack import RmiaAttack  # type: ignore[import-not-found]
+SAME: dict[str, tuple[tuple[str, str], ...]] = {
+    "lira-online-per-record": (
+        ("PrivacyGuard", "LiRA online"),
+        ("TensorFlow Privacy", "LiRA online"),
+        ("SACRO-ML", "LiRA online"),
+    ),
+    "lira-offline-twosided": (
+        ("PrivacyGuard", "LiRA offline"),
+        ("TensorFlow Privacy", "LiRA offline, two-sided"),
+        ("SACRO-ML", "LiRA offline, two-sided"),
+    ),
+    "lira-offline-onesided-per-record": (("SACRO-ML", "LiRA offline, one-sided"),),
+    "rmia-online": (("PrivacyGuard", "RMIA online"),),
+    "rmia-offline": (("PrivacyGuard", "RMIA offline"),),
+    "difficulty-calibration": (("PrivacyGuard", "calibration (loss)"),),
+    "difficulty-midpoint(phi)": (("TensorFlow Privacy", "offset (calibration)"),),
+    "attack-r": (("Privacy Meter", "reference"),),
+    "attack-p": (("Privacy Meter", "population"),),
+}
+"""Our scores and the attacks of packages that compute the same, or nearest to it."""
 
-    def frame(target: np.ndarray, phi: np.ndarray, inside: np.ndarray) -> Any:
-        p = {f"score_ref_{k}": 1 / (1 + np.exp(-row)) for k, row in enumerate(phi)}
-        members = {f"member_ref_{k}": row for k, row in enumerate(inside)}
-        user = {"user_id": np.arange(len(target)), "score_orig": 1 / (1 + np.exp(-target))}
-        return pd.DataFrame(user | p | members)
-
-    half = slice(0, N // 2), slice(N // 2, N)
-    first, second = (frame(case.target[h], case.phi[:, h], case.inside[:, h]) for h in half)
-    population = frame(case.z_target, case.z_phi, np.zeros(case.z_phi.shape, bool))
-    result = RmiaAttack(first, second, population, AggregationType.NONE).run_attack()
-    return np.concatenate([result.df_train_user["score"], result.df_test_user["score"]])
+TEXTBOOK: dict[str, tuple[tuple[str, Callable[[Case], np.ndarray]], ...]] = {
+    "lira-online-per-record": (("textbook", textbook_lira), ("multiplied mask", masked_lira)),
+    "rmia-online": (("textbook, all pairs", textbook_rmia),),
+}
+"""The same in plain NumPy."""
 
 
 def check(case: Case) -> None:
     """All contestants answer the same question."""
-    ours = LiraOnlinePerRecord().compare(case.comparison())
+    found = ours("lira-online-per-record", case, case.comparison)
     for other in (textbook_lira(case), masked_lira(case)):
-        np.testing.assert_allclose(ours, other, rtol=1e-6, atol=1e-6)
-    literal, found = textbook_rmia(case), sorted_rmia(case)
+        np.testing.assert_allclose(found, other, rtol=1e-6, atol=1e-6)
+    literal, found = textbook_rmia(case), ours("rmia-online", case, case.comparison)
     assert np.mean(np.abs(literal - found) < 1.5 / Z) > 0.999
 
 
-def score_table(k: int) -> tuple[float, float]:
-    """Print LiRA and RMIA; the ratios of our LiRA to one pass and to textbook NumPy."""
+def alike(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(first, second).statistic)
+
+
+def score_table(k: int, peers: Path | None) -> list[str]:
+    """Print each score beside the packages that have it; the claims that do not hold."""
     case = Case(k)
     check(case)
     stored = case.kept.phi().residuals
-    contestants: dict[str, Callable[[], object]] = {
-        "one pass over the kept confidences (sum)": lambda: stored.sum(axis=-1),
-        "LiRA, memberscope, kept confidences": lambda: LiraOnlinePerRecord().compare(case.comparison()),
-        "LiRA, memberscope, plain arrays": lambda: LiraOnlinePerRecord().compare(case.from_arrays()),
-        "LiRA, textbook NumPy": lambda: textbook_lira(case),
-        "LiRA, NumPy with a multiplied mask": lambda: masked_lira(case),
-        "RMIA, memberscope, kept confidences": lambda: RmiaOnline().compare(case.comparison()),
-        "RMIA, memberscope, plain arrays, population": lambda: sorted_rmia(case),
-        "RMIA, textbook NumPy, all pairs": lambda: textbook_rmia(case),
-    }
-    if importlib.util.find_spec("tensorflow_privacy"):
-        contestants["LiRA, tensorflow-empirical-privacy"] = lambda: tensorflow_privacy(case)
-    if importlib.util.find_spec("privacy_guard"):
-        contestants["LiRA, privacyguard-platform"] = lambda: privacy_guard_lira(case)
-        contestants["RMIA, privacyguard-platform"] = lambda: privacy_guard_rmia(case)
-    times = race(contestants)
-    base, ours = (times[name] for name in list(times)[:2])
+    contestants: dict[str, Timed] = {"one pass over the kept confidences": lambda: seconds(lambda: stored.sum(axis=-1))}
+    for name in SAME:
+        if name != "attack-p":
+            contestants[f"{name}, kept"] = partial(seconds, partial(ours, name, case, case.comparison))
+        contestants[name] = partial(seconds, partial(ours, name, case, case.from_arrays))
+        for form, score in TEXTBOOK.get(name, ()):
+            contestants[f"{name}, NumPy, {form}"] = partial(seconds, partial(score, case))
+    pairs = [(name, *pair) for name, those in SAME.items() for pair in those] if peers else []
+    packages = {f"{name}, {package}": (name, package, attack) for name, package, attack in pairs}
+    with ExitStack() as stack:
+        runners: dict[str, Runner] = {}
+        if peers:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_confidences(folder / "case.npz", case.target, case.member, case.phi, case.inside, Z)
+        for entry, (_, package, attack) in packages.items():
+            if package not in runners:
+                runner = Runner(package, folder / "case.npz", folder / package, peers, LIMIT)
+                runners[package] = stack.enter_context(runner)
+            contestants[entry] = partial(runners[package].run, attack)
+        times = race(contestants)
+        similar = {
+            entry: alike(ours(name, case, case.comparison), runners[package].scores(attack))
+            for entry, (name, package, attack) in packages.items()
+        }
+    base = times["one pass over the kept confidences"]
     print(f"\n{N:,} records x {k} models")
-    print(f"{'':46}{'seconds':>10}{'passes':>9}")
-    for name, value in times.items():
-        print(f"{name:46}{value:10.4f}{value / base:9.1f}")
-    return ours / base, ours / times["LiRA, textbook NumPy"]
+    print(f"{'':58}{'seconds':>10}{'passes':>9}{'alike':>9}")
+    for entry in sorted(times, key=_by_score):
+        known = f"{similar[entry]:9.4f}" if entry in similar else ""
+        print(f"{entry:58}{times[entry]:10.4f}{times[entry] / base:9.1f}{known}")
+    broken = [
+        f"{name} takes {times[name]:.4f} s, and {times[entry]:.4f} s in {package}"
+        for entry, (name, package, _) in packages.items()
+        if times[entry] <= times[name]
+    ]
+    passes = times["lira-online-per-record, kept"] / base
+    return broken + ([f"LiRA takes {passes:.1f} passes"] if passes > 3 else [])
+
+
+def _by_score(entry: str) -> int:
+    """Rows of one score stand together."""
+    name = entry.split(",")[0]
+    return list(SAME).index(name) if name in SAME else -1
 
 
 def softmax_phi(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -233,14 +269,11 @@ def attack_table(k: int) -> None:
     logits[:, 0, rows, labels] += (3 + inside).astype(np.float32)
     target = logits[0] - (inside[0] & (rng.random(N) < 0.5))[:, None, None].transpose(1, 0, 2)
     evidence = Evidence(target, labels, reference_logits=logits, reference_membership=inside)
-    times = race(
-        {
-            "logits to kept confidences, memberscope": lambda: ReferenceSignals.from_logits(
-                logits, labels, inside
-            ).phi(),
-            "logits to confidences, softmax in NumPy": lambda: softmax_phi(logits[:, 0], labels),
-        }
-    )
+    reductions = {
+        "logits to kept confidences, memberscope": lambda: ReferenceSignals.from_logits(logits, labels, inside).phi(),
+        "logits to confidences, softmax in NumPy": lambda: softmax_phi(logits[:, 0], labels),
+    }
+    times = race({name: partial(seconds, action) for name, action in reductions.items()})
     kept = {temperature: evidence.references.phi(temperature) for temperature in (1.0, 2.0)}
     phi = {temperature: Comparison.of(evidence).phi(temperature) for temperature in kept}
 
@@ -262,16 +295,19 @@ def attack_table(k: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="16,64,256")
-    models = [int(k) for k in parser.parse_args().models.split(",")]
+    parser.add_argument("--no-peers", action="store_true", help="leave the published packages out")
+    parser.add_argument("--work", type=Path, default=Path(__file__).resolve().parent / "peers" / ".work")
+    given = parser.parse_args()
+    models = [int(k) for k in given.models.split(",")]
     print(f"{platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}")
-    ratios = {k: score_table(k) for k in models}
+    broken = [
+        f"{k} models: {claim}" for k in models for claim in score_table(k, None if given.no_peers else given.work)
+    ]
     for k in models:
         attack_table(k)
-    passes, textbook = ratios.get(256, (0.0, 0.0))
-    if passes > 3 or textbook > 1:
-        print(f"\nclaim broken: LiRA takes {passes:.1f} passes and {textbook:.2f} of textbook NumPy", file=sys.stderr)
-        return 1
-    return 0
+    for claim in broken:
+        print(f"claim broken: {claim}", file=sys.stderr)
+    return int(bool(broken))
 
 
 if __name__ == "__main__":

@@ -25,19 +25,29 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Case:
-    """The same arrays for every tool: target logits [N, C], labels and member [N], references [K, N, C] and [K, N]."""
+    """The same arrays for every tool: target logits [N, C], labels and member [N], references [K, N, C] and [K, N].
+
+    Attacks that hold records against a population take so many of the target's non-members for it.
+    """
 
     logits: np.ndarray
     labels: np.ndarray
     member: np.ndarray
     reference_logits: np.ndarray
     reference_membership: np.ndarray
+    population: int = 2500
 
     @classmethod
     def read(cls, path: str) -> Case:
         """From an npz file."""
         with np.load(path) as arrays:
-            return cls(*(arrays[name] for name in cls.__dataclass_fields__))
+            return cls(**{name: arrays[name] for name in cls.__dataclass_fields__ if name in arrays})
+
+    @cached_property
+    def population_rows(self) -> np.ndarray:
+        """int64 [Z]: the records that are the population."""
+        outside = np.flatnonzero(~self.member)
+        return np.sort(np.random.default_rng(0).permutation(outside)[: int(self.population)])
 
     @cached_property
     def probabilities(self) -> np.ndarray:

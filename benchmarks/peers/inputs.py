@@ -35,7 +35,7 @@ def trained(path: Path, name: str, folder: Path, *, models: int, epochs: int) ->
     pool = np.ones(data.n, bool)
     bank = ModelBank.open(folder, recipe=recipe, dataset=data, pool=pool, seed=1)
     bank.grow(models, device="cpu", threads=1)
-    member = seeds.generator(0, "target").random(data.n) < 0.5
+    member = seeds.generator(0, "membership").random(data.n) < 0.5
     target = fit(recipe, data.x, data.y, member, n_classes=data.n_classes, seed=0, device="cpu", threads=1)
     answers = target.query(data.x)[0]
     _write(path, answers, data.y, member, np.asarray(bank.logits())[:, 0], bank.membership)

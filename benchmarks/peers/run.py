@@ -85,7 +85,7 @@ NOT_RUN = {
     "aijack 0.0.1b2": "builds C++ against Boost when it is installed ('Could NOT find Boost'); its shadow attack calls "
     "a method `predit` that it does not have",
     "mlpepr 0.1b6": "asks for TensorFlow 2.5 and NumPy 1.19, which no Python above 3.9 installs",
-    "tensorflow-privacy 0.9.0": "the same attacks as tensorflow-empirical-privacy, with TensorFlow below 2.16",
+    "tensorflow-privacy 0.9.0": "the same attacks as tensorflow-empirical-privacy; asks for NumPy 1 and TensorFlow",
     "opake-auditing 0.16.1": "audits canaries of differentially private training; its score is the loss",
     "forgetnet 0.1.21": "for language models",
     "automia 0.0.1": "lets a language model write attacks",

@@ -47,16 +47,14 @@ def _lira(case: Case, online: bool) -> np.ndarray:
 
 
 def _rmia(case: Case, online: bool, models: int | None = None) -> np.ndarray:
-    """Its population z: 2,500 non-members of the target, which are scored like the others too."""
+    """Its population z is scored like the other records too."""
     columns = {f"score_ref_{k}": row for k, row in enumerate(case.reference_probabilities)}
     columns |= {f"member_ref_{k}": row for k, row in enumerate(case.reference_membership)}
     frame = pd.DataFrame({"user_id": np.arange(len(case.labels)), "score_orig": case.own_probability} | columns)
-    outside = np.flatnonzero(~case.member)
-    chosen = np.random.default_rng(0).choice(outside, min(2500, len(outside)), replace=False)
     attack = RmiaAttack(
         frame[case.member].copy(),
         frame[~case.member].copy(),
-        frame.iloc[np.sort(chosen)].copy(),
+        frame.iloc[case.population_rows].copy(),
         AggregationType.NONE,
         num_reference_models=models,
         online=online,

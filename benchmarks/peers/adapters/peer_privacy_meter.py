@@ -52,10 +52,10 @@ class Stored(Model):
         raise NotImplementedError
 
 
-def _records(case: Case) -> tuple[Dataset, np.ndarray, np.ndarray]:
+def _records(case: Case) -> Dataset:
     inside, outside = np.flatnonzero(case.member), np.flatnonzero(~case.member)
     parts = {name: {"x": rows, "y": case.labels[rows]} for name, rows in (("train", inside), ("test", outside))}
-    return Dataset(parts, "x", "y", preprocessed=True), inside, outside
+    return Dataset(parts, "x", "y", preprocessed=True)
 
 
 def _loss(p: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def _scores(case: Case, metric) -> np.ndarray:
 
 
 def _reference(case: Case) -> np.ndarray:
-    records, _, _ = _records(case)
+    records = _records(case)
     # Row by row the OUT models of a record: as many for each in a balanced bank.
     order = np.argsort(case.reference_membership, axis=0, kind="stable")
     count = int((~case.reference_membership).sum(axis=0).min())
@@ -88,9 +88,8 @@ def _reference(case: Case) -> np.ndarray:
 
 
 def _population(case: Case) -> np.ndarray:
-    """Its population is a quarter of the non-members, which are scored like the others."""
-    records, _, outside = _records(case)
-    chosen = np.random.default_rng(0).permutation(outside)[: len(outside) // 4]
+    """Its population is scored like the other records too."""
+    records, chosen = _records(case), case.population_rows
     population = Dataset({"train": {"x": chosen, "y": case.labels[chosen]}}, "x", "y", preprocessed=True)
     model = Stored(_loss(case.own_probability))
     metric = PopulationMetric(
