@@ -27,6 +27,7 @@ NAMES = (
     "rmia-online(T=2)",
     "rmia-offline",
     "rank-fusion",
+    "taught-fusion",
     "difficulty-calibration",
     "difficulty-midpoint(phi)",
     "attack-r",
