@@ -8,11 +8,12 @@ Attacks are compared by their paired differences, target by target and record by
 TPR at 1 % FPR with the threshold on the target's own ROC.
 
     python benchmarks/headline.py train location30 FOLDER --path location30.npz
-    python benchmarks/headline.py train cifar10 FOLDER --data-dir DATA
+    python benchmarks/headline.py train cifar10 FOLDER --data-dir DATA   (or svhn)
     python benchmarks/headline.py judge FOLDER [FOLDER ...]
 
-Both may be killed at any moment and go on where they were; `judge` takes what models there are, and keeps the scores.
-One core, one thread: location30 and digits take minutes, cifar10 an hour. Needs no GPU.
+Both may be killed at any moment and go on where they were; `judge` takes what models there are, and keeps the scores:
+of an attack that has changed, delete them.
+One core, one thread: location30 and digits take minutes, cifar10 and svhn half an hour. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Scenario:
 SCENARIOS = {
     "location30": Scenario("npz", 5_010, 10, Recipe(model="mlp", epochs=50, batch_size=64)),
     "cifar10": Scenario("cifar10", 4_000, 5, Recipe(model="simplecnn", epochs=20, batch_size=64)),
+    "svhn": Scenario("svhn", 4_000, 5, Recipe(model="simplecnn", epochs=20, batch_size=64)),
     "digits": Scenario("digits", 1_797, 10, Recipe(model="mlp", epochs=40, batch_size=32)),
 }
 
@@ -116,21 +118,22 @@ def scored(folder: Path, k: int, most: int) -> tuple[dict[str, list[np.ndarray]]
         target = np.load(place)
         members.append(target["member"])
         kept = folder / f"scores-{k}-{t}.npz"
-        if not kept.is_file():
-            models = (t * k + np.arange(k)) % len(logits)
-            evidence = Evidence(
-                target["logits"],
-                target["labels"],
-                reference_logits=logits[models],
-                reference_membership=membership[models],
-            )
-            possible = [a for a in ATTACKS.values() if not missing_knowledge(a, evidence)]
-            asked = [a for a in possible if Knowledge.REFERENCES in a.needs]
+        found = dict(np.load(kept)) if kept.is_file() else {}
+        models = (t * k + np.arange(k)) % len(logits)
+        evidence = Evidence(
+            target["logits"],
+            target["labels"],
+            reference_logits=logits[models],
+            reference_membership=membership[models],
+        )
+        asked = [a for a in ATTACKS.values() if Knowledge.REFERENCES in a.needs and not missing_knowledge(a, evidence)]
+        missing = [a for a in asked if a.name not in found]
+        if missing:
+            found |= {a.name: a(rng=np.random.default_rng(t)).score(evidence) for a in missing}
             with replacing(kept) as temporary, temporary.open("wb") as file:
-                np.savez(file, **{a.name: a(rng=np.random.default_rng(t)).score(evidence) for a in asked})
-        with np.load(kept) as found:
-            for name in found.files:
-                scores.setdefault(name, []).append(found[name])
+                np.savez(file, **found)
+        for attack in asked:
+            scores.setdefault(attack.name, []).append(found[attack.name])
     return scores, members
 
 
