@@ -69,7 +69,7 @@ def test_canaries_are_audited_apart_from_ordinary_records(run):
 
 def test_reference_models_are_compared_with_the_target_on_ordinary_records(records):
     """A canary with another label is answered wrongly by whoever did not learn it: it says nothing of the recipe."""
-    config = settings(records, shadows=2, kind=["mislabelled"], attacks=["loss"], epochs=20)
+    config = settings(records, shadows=2, kind=["mislabelled"], attacks=["loss"], epochs=5)
     audit = memberscope.audit(config)
     told = audit.document["references"]
     assert told["accuracy_others"] == pytest.approx(audit.document["target"]["test_acc"], abs=0.03)
