@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +127,7 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
     scale = figure.dpi / 72
     places = [axes.transData.transform((p.accuracy[0], max(p.leakage[0], 1e-9))) for p in points]
     taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in places]
-    right = axes.bbox.x1
+    edges: tuple[float, float] = (axes.bbox.x0, axes.bbox.x1)
     for point, (x, y) in zip(points, places, strict=True):
         name = shorten(point.name, 34) + (f" ({point.detail})" if point.detail else "")
         width, height = len(name) * _CHARACTER[0] * scale, _CHARACTER[1] * scale
@@ -136,7 +136,11 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
             left = x + offset[0] * scale - (w if offset[0] < 0 else 0)
             return left, y + offset[1] * scale, left + w, y + offset[1] * scale + h
 
-        best = min(_OFFSETS, key=lambda o: _covered(box(o), taken) + 1e3 * max(0.0, box(o)[2] - right))
+        def cost(offset: tuple[int, int], box: Callable[[tuple[int, int]], Box] = box) -> float:
+            left, _, end, _ = box(offset)
+            return _covered(box(offset), taken) + 1e3 * max(0.0, edges[0] - left, end - edges[1])
+
+        best = min(_OFFSETS, key=cost)
         taken.append(box(best))
         axes.annotate(
             name,
