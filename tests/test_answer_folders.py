@@ -203,7 +203,9 @@ def test_a_folder_is_scored(tmp_path: Path, write: Any) -> None:
     figures = {a["name"]: a["evaluation"]["auc"]["value"] for a in audit.document["attacks"]}
     assert figures["lira-online-pooled"] > 0.75
     assert audit.document["records"]["members"] == membership[3].sum()
-    assert audit.document["reproduce"] == ["memberscope score run --seed 0 --target 3"]
+    assert audit.document["reproduce"] == [
+        "memberscope score run --target 3 --attacks loss lira-online-pooled rmia-online"
+    ]
     assert "plays the target" in heard[0]
 
 

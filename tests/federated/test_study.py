@@ -71,3 +71,10 @@ def test_settings_of_federations_are_checked_before_any_is_trained(file: Path) -
     file.write_text(TEXT.replace("secure_aggregation = true", "secure_agregation = true"))
     with pytest.raises(ConfigError, match=r"audit \(sums, seed 0\): unknown setting 'secure_agregation'"):
         study.read_study(file)
+
+
+def test_shipped_studies_of_federations_are_studies() -> None:
+    shipped = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "studies").glob("*_federated.toml"))
+    assert shipped
+    for path in shipped:
+        assert study.read_study(path).cells()
