@@ -7,7 +7,7 @@ smallest and largest. Then the tape's own cost, 1,000 clients with 100 a round i
 turns with the engine, each in a process of its own.
 
 Ray is started on the loopback address and told to begin a cluster: at the host's own address it may not reach itself
-(containers, firewalls), and a file that a killed cluster left in /tmp/ray sends it to that one.
+(containers, firewalls), and what a killed cluster left in Ray's own temporary folder sends it to that one.
 
 Random images: speed does not depend on what is on them. About two minutes on two free cores, and one a turn for Ray.
 Usage: python benchmarks/federation.py [--clients 10] [--records 500] [--rounds 4] [--turns 5]
