@@ -89,6 +89,7 @@ def grow(config: AuditConfig, bank: ModelBank, events: Events) -> int:
             config.n_shadows,
             workers=_workers(config),
             device=config.device,
+            compiled=config.compile,
             progress=events.references(models=wanted, there=before),
         )
     except KeyboardInterrupt as stop:

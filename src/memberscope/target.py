@@ -145,6 +145,7 @@ def _train(config: AuditConfig, dataset: Dataset, split: Split, folder: Path, ev
             seed=_training_seed(config.seed, number),
             device=config.device,
             threads=config.threads,
+            compiled=config.compile,
             progress=watcher,
             checkpoint=folder / "checkpoint",
             resume=config.resume,

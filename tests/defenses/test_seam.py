@@ -13,7 +13,7 @@ from memberscope.defenses import registry
 from memberscope.defenses.base import Card, DataDefense, GradientDefense, LossDefense, OutputDefense, Procedure
 from memberscope.errors import ConfigError, DataError
 from memberscope.training.batches import Records, draw, measure
-from memberscope.training.checkpoint import key
+from memberscope.training.checkpoint import digest_of, key
 from memberscope.training.models import build
 from memberscope.training.optimisation import rate_factor
 from memberscope.training.recipe import Recipe
@@ -150,7 +150,7 @@ def test_a_checkpoint_of_other_soft_targets_is_another_training():
     from memberscope.defenses.base import Lesson
 
     taught = [Lesson(MEMBER, np.full((120, 3), v, np.float32)) for v in (0.1, 0.2)]
-    keys = [key(Recipe(), 0, X, Y, MEMBER, None, torch.device("cpu"), t) for t in (None, *taught)]
+    keys = [key(Recipe(), 0, digest_of(X, Y), MEMBER, None, torch.device("cpu"), t) for t in (None, *taught)]
     assert len({k.settings.get("soft targets") for k in keys}) == 3
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memberscope.training.batches import Draws, Normalisation, Records, draw, measure
+from memberscope.training.batches import Draws, Normalisation, Records, StackedRecords, draw, fixed, measure
 
 CPU = torch.device("cpu")
 
@@ -120,3 +120,37 @@ def test_augmentation_draws_do_not_disturb_the_order():
     assert 10 < augmented.flip.sum() < 40
     assert augmented.offset.min() == 0
     assert augmented.offset.max() == 8
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.booleans(), st.booleans(), st.sampled_from([(3, 8, 8), (1, 6, 10), (7,)]), st.integers(0, 99))
+def test_batches_of_several_models_at_once_are_each_one_s_own(flips, crops, shape, seed):
+    rng = np.random.default_rng(seed)
+    image = len(shape) == 3
+    x = rng.integers(0, 256, (30, *shape), dtype=np.uint8) if image else rng.normal(size=(30, *shape)).astype("f4")
+    pool = Records(x, fixed(x), CPU)
+    rows = [np.sort(rng.permutation(30)[:12]) for _ in range(3)]
+    chosen = [pool.chosen(r, measure(x, np.isin(np.arange(30), r))) for r in rows]
+    apart = [Records(x[r], measure(x, np.isin(np.arange(30), r)), CPU) for r in rows]
+    names = (("flip",) * flips + ("crop",) * crops) if image else ()
+    draws = [draw(12, 5, names, pool.padding, rng, rng) for _ in rows]
+    index = np.stack([d.batches[0] for d in draws])
+    each = np.arange(3)[:, None]
+    flip = None if draws[0].flip is None else torch.from_numpy(np.stack([d.flip for d in draws])[each, index])
+    offset = None if draws[0].offset is None else torch.from_numpy(np.stack([d.offset for d in draws])[each, index])
+    together = StackedRecords(chosen).batch(torch.from_numpy(index), flip, offset)
+    for k in range(3):
+        own = apart[k].batch(index[k], draws[k])
+        assert torch.equal(together[k], own)
+        assert torch.equal(chosen[k].batch(index[k], draws[k]), own)
+        assert torch.equal(chosen[k].batch(slice(2, 7)), apart[k].batch(slice(2, 7)))
+        assert torch.equal(chosen[k].part(index[k]).batch(slice(None)), apart[k].batch(index[k]))
+        assert len(chosen[k]) == 12
+
+
+def test_only_records_chosen_from_the_same_are_stacked():
+    x = images()
+    one, other = (Records(x, fixed(x), CPU) for _ in range(2))
+    for wrong in ([one, one], [one.chosen(np.arange(3), fixed(x)), other.chosen(np.arange(3), fixed(x))]):
+        with pytest.raises(ValueError, match="not chosen from the same"):
+            StackedRecords(wrong)

@@ -518,13 +518,10 @@ def test_no_single_bit_can_turn_unnoticed(reference, position, bit):
     copy = path.parent / "copy.bin"
     copy.write_bytes(content)
     row = membership_row(POOL, 0, 3)
-    assert bank_training.sound(copy, reference._digest, 0, row) is None or _only_spaces(bytes(content), place)
+    found, before = (bank_training.sound(file, reference._digest, 0, row) for file in (copy, path))
+    # JSON allows other white space where the header is padded, and another last digit may mean the same number.
+    assert found is None or (found.about, found.places) == (before.about, before.places)
     copy.unlink()
-
-
-def _only_spaces(content: bytes, place: int) -> bool:
-    """JSON allows other white space where the header is padded; nothing is read from there."""
-    return content[place : place + 1].isspace()
 
 
 def test_folders_and_manifests_that_are_no_bank_are_refused(tmp_path):

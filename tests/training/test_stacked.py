@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from memberscope.errors import ConfigError, ModelError
-from memberscope.training import bank_training
+from memberscope.training import bank_training, train_target
 from memberscope.training.bank_files import ModelFile, claim, model_path
 from memberscope.training.bank_training import TrainModel
+from memberscope.training.checkpoint import epoch_of
 from memberscope.training.models import build
 from memberscope.training.recipe import Recipe
 from memberscope.training.stacked import fit_stacked, group_size, in_groups, obstacle
@@ -143,7 +144,7 @@ def test_what_vmap_does_not_know_is_trained_one_by_one():
 
 def test_the_group_fits_the_memory():
     def size(free: int, batch_size: int = 128) -> int:
-        return group_size(Recipe(batch_size=batch_size), (3, 32, 32), 10, 25_000 * 3072, free)
+        return group_size(Recipe(batch_size=batch_size), (3, 32, 32), 10, free, 25_000 * 3072)
 
     assert [size(0), size(10**9), size(10**12)] == [1, size(10**9), 64]
     assert 1 < size(10**9, 64) <= size(2 * 10**9, 64) < 64
@@ -191,3 +192,78 @@ def test_a_bank_grown_at_once_holds_the_models_of_one_grown_alone(tmp_path, monk
         np.testing.assert_allclose(now.map("logits"), then.map("logits"), atol=1e-4)
         np.testing.assert_allclose(now.map("weights/fc1.weight"), then.map("weights/fc1.weight"), atol=1e-5)
         assert now.about["accuracy"] == then.about["accuracy"]
+
+
+class Stop(Heard):
+    """Ends the training after an epoch."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_epoch(self, record, epochs, seconds_left):
+        super().on_epoch(record, epochs, seconds_left)
+        if record["epoch"] == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}, {"optimizer": "adam"}], ids=["sgd", "plain sgd", "adam"])
+def test_a_group_goes_on_from_its_checkpoints_and_so_does_fit(tmp_path, monkeypatch, settings):
+    monkeypatch.setattr(train_target, "CHECKPOINT_SECONDS", 0)
+    x, y = pool_of((3, 8, 8), 60)
+    recipe = Recipe(epochs=4, batch_size=10, precision="fp32", **settings)
+    members = np.array([np.arange(60) % 2 == 0, np.arange(60) % 2 == 1])
+    shared = {"n_classes": CLASSES, "device": "cpu", "threads": 1}
+    whole = fit_stacked(recipe, x, y, members, seeds=[1, 2], **shared)
+    paths = [tmp_path / f"{k}.checkpoint" for k in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        fit_stacked(recipe, x, y, members, seeds=[1, 2], checkpoints=paths, progress=Stop(2), **shared)
+    alone = tmp_path / "alone"
+    alone.write_bytes(paths[1].read_bytes())
+    heard = Heard()
+    resumed = fit_stacked(recipe, x, y, members, seeds=[1, 2], checkpoints=paths, resume=True, progress=heard, **shared)
+    assert heard.epochs[0][0] in (2, 3)  # the second epoch's may not have been begun
+    for now, then in zip(resumed, whole, strict=True):
+        assert now.weights_sha256 == then.weights_sha256
+        assert [r["train_loss"] for r in now.history] == [r["train_loss"] for r in then.history]
+    one = fit(recipe, x, y, members[1], seed=2, checkpoint=alone, resume=True, **shared)
+    expected = whole[1].query(x)
+    np.testing.assert_allclose(one.query(x), expected, atol=1e-4 * np.abs(expected).max())
+    paths[0].unlink()
+    with pytest.raises(ConfigError, match="checkpoints are of different epochs"):
+        fit_stacked(recipe, x, y, members, seeds=[1, 2], checkpoints=paths, resume=True, **shared)
+
+
+def test_a_bank_goes_on_with_those_that_stand_at_one_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_target, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(bank_training, "_free_bytes", lambda device: 10**9)
+    x, y = pool_of((12,), 60)
+    arrays = {"x": x, "y": y, "pool": np.ones(60, bool)}
+    recipe = Recipe(model="mlp", epochs=5, batch_size=10, precision="fp32")
+    task, other = (
+        TrainModel(tmp_path / name, "bank", recipe, CLASSES, ("none",), 3, "float32", True, "cpu", threads=1)
+        for name in ("killed", "whole")
+    )
+
+    class Killed(Fractions):
+        def on_fraction(self, item, fraction):
+            super().on_fraction(item, fraction)
+            if fraction > 0.6:
+                raise KeyboardInterrupt
+
+    for folder in (task.folder, other.folder):
+        folder.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        dict(task.at_once(arrays, range(4), Killed()))
+    left = [model_path(task.folder, k).with_suffix(".checkpoint") for k in range(4)]
+    assert [epoch_of(path) for path in left] == [3] * 4
+    left[1].unlink()
+    left[2].write_bytes(b"damaged")
+    listener = Fractions()
+    assert dict(task.at_once(arrays, range(4), listener)) == dict.fromkeys(range(4), "trained")
+    assert [min(listener.of[k]) > 0.6 for k in range(4)] == [True, False, False, True]
+    assert not any(path.exists() for path in left)
+    dict(other.at_once(arrays, range(4), Fractions()))
+    for k in range(4):
+        now, then = (ModelFile.read(model_path(t.folder, k)) for t in (task, other))
+        np.testing.assert_allclose(now.map("logits"), then.map("logits"), atol=1e-4)

@@ -200,7 +200,7 @@ def share_of(
         return Share(threads, memory=memory)
     from memberscope.training.stacked import group_size
 
-    return Share(1, gpus=1 / min(_MOST_ON_A_GPU, group_size(recipe, shape, classes, record_bytes, free)), memory=memory)
+    return Share(1, gpus=1 / min(_MOST_ON_A_GPU, group_size(recipe, shape, classes, free, record_bytes)), memory=memory)
 
 
 def on_gpus(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Outcome = Literal["trained", "there", "busy"]
 """trained now; there already, and sound; another process is at it."""
 _POLL_SECONDS = 0.5
+T = TypeVar("T")
 
 
 def membership_row(
@@ -83,8 +84,8 @@ class TrainModel:
         With its precision resolved.
     n_classes, queries, seed, stored, keep_weights
         Of the bank.
-    device, threads
-        Where models are trained.
+    device, threads, compiled
+        Where and how models are trained (see `fit`).
     """
 
     folder: Path
@@ -97,6 +98,7 @@ class TrainModel:
     keep_weights: bool
     device: str
     threads: int | None
+    compiled: bool = False
 
     def __call__(self, arrays: Arrays, k: int, tell: Tell, /) -> Outcome:
         """Train model k, unless it is there or another process is at it.
@@ -121,7 +123,7 @@ class TrainModel:
         """Train model k, which is claimed, and write its file."""
         member = self.member(arrays, k)
         started = time.perf_counter()
-        checkpoint = model_path(self.folder, k).with_suffix(".checkpoint")
+        checkpoint = self._checkpoint(k)
         trained = self._fit(arrays, k, member, checkpoint, tell)
         self._keep(trained, arrays, k, member, time.perf_counter() - started)
         remove(checkpoint)
@@ -130,9 +132,8 @@ class TrainModel:
         """Train models on a GPU, as many at once as fit there (`memberscope.training.stacked`)."""
         from memberscope.training.stacked import group_size, in_groups
 
-        x, pool = arrays["x"], arrays["pool"]
-        record_bytes = x[:1].nbytes * (int(pool.sum()) // 2)
-        size = group_size(self.recipe, x.shape[1:], self.n_classes, record_bytes, _free_bytes(self.device))
+        x = arrays["x"]
+        size = group_size(self.recipe, x.shape[1:], self.n_classes, _free_bytes(self.device) - x.nbytes)
 
         def one(k: int) -> Outcome:
             return self(arrays, k, partial(listener.on_fraction, k))
@@ -145,41 +146,60 @@ class TrainModel:
             yield from in_groups(part, size, lambda group: self.group(arrays, group, listener), one)
 
     def group(self, arrays: Arrays, models: Sequence[int], listener: Listener) -> dict[int, Outcome]:
-        """Train several models at once, those that are free."""
-        from memberscope.training.stacked import fit_stacked
+        """Train several models at once, those that are free; if they were begun before, those of one epoch."""
+        from memberscope.training.checkpoint import epoch_of
 
         outcomes: dict[int, Outcome] = {}
-        rows = {k: membership_row(arrays["pool"], k, self.seed, arrays.get("tied")) for k in models}
+        rows = {k: self.member(arrays, k) for k in models}
         with contextlib.ExitStack() as claims:
             for k in models:
                 path = model_path(self.folder, k)
                 ours = claims.enter_context(claim(path))
                 there = ours and sound(path, self.bank, k, rows[k]) is not None
                 outcomes[k] = "busy" if not ours else "there" if there else "trained"
-            mine = [k for k in models if outcomes[k] == "trained"]
-            if not mine:
-                return outcomes
-            started = time.perf_counter()
+            mine: dict[int, list[int]] = {}
+            for k in models:
+                if outcomes[k] == "trained":
+                    mine.setdefault(epoch_of(self._checkpoint(k)), []).append(k)
+            for epoch in sorted(mine, reverse=True):
+                self._train_group(arrays, mine[epoch], rows, listener)
+        return outcomes
 
-            def tell(fraction: float) -> None:
-                for k in mine:
-                    listener.on_fraction(k, fraction)
+    def _train_group(
+        self, arrays: Arrays, models: Sequence[int], rows: Mapping[int, NDArray[np.bool_]], listener: Listener
+    ) -> None:
+        from memberscope.training.stacked import fit_stacked
 
-            trained = fit_stacked(
+        def tell(fraction: float) -> None:
+            for k in models:
+                listener.on_fraction(k, fraction)
+
+        def run() -> list[TrainedModel]:
+            return fit_stacked(
                 self.recipe,
                 arrays["x"],
                 arrays["y"],
-                np.stack([rows[k] for k in mine]),
+                np.stack([rows[k] for k in models]),
                 n_classes=self.n_classes,
-                seeds=[training_seed(self.seed, k) for k in mine],
+                seeds=[training_seed(self.seed, k) for k in models],
                 device=self.device,
                 progress=_Fraction(tell, self.recipe.epochs),
+                checkpoints=checkpoints,
+                resume=True,
                 threads=self.threads,
+                compiled=self.compiled,
             )
-            seconds = (time.perf_counter() - started) / len(mine)
-            for k, model in zip(mine, trained, strict=True):
-                self._keep(model, arrays, k, rows[k], seconds)
-        return outcomes
+
+        started = time.perf_counter()
+        checkpoints = [self._checkpoint(k) for k in models]
+        trained = _anew_if_damaged(run, checkpoints)
+        seconds = (time.perf_counter() - started) / len(models)
+        for k, model, checkpoint in zip(models, trained, checkpoints, strict=True):
+            self._keep(model, arrays, k, rows[k], seconds)
+            remove(checkpoint)
+
+    def _checkpoint(self, k: int) -> Path:
+        return model_path(self.folder, k).with_suffix(".checkpoint")
 
     def _fit(self, arrays: Arrays, k: int, member: NDArray[np.bool_], checkpoint: Path, tell: Tell) -> TrainedModel:
         from memberscope.training.train_target import fit
@@ -198,16 +218,10 @@ class TrainModel:
                 checkpoint=checkpoint,
                 resume=True,
                 threads=self.threads,
+                compiled=self.compiled,
             )
 
-        before = checkpoint.is_file()
-        try:
-            return run()
-        except ModelError:
-            if not before:
-                raise
-            remove(checkpoint)  # damaged, or of another version: it is of no use
-            return run()
+        return _anew_if_damaged(run, [checkpoint])
 
     def _keep(self, trained: TrainedModel, arrays: Arrays, k: int, member: NDArray[np.bool_], seconds: float) -> None:
         answers = trained.query(arrays["x"], augmentations=self.queries)
@@ -227,6 +241,7 @@ class TrainModel:
             "precision": trained.precision,
             "device": trained.device,
             "threads": self.threads,
+            "compiled": self.compiled,
             "seconds": round(seconds, 3),
         }
         arrays_kept = {"logits": as_stored(answers, self.stored), "membership": np.packbits(member)}
@@ -234,6 +249,19 @@ class TrainModel:
             arrays_kept |= {f"weights/{name}": value for name, value in _weights(trained).items()}
             arrays_kept |= {f"guard/{name}": value for name, value in trained.guard.items()}
         write_model(model_path(self.folder, k), arrays_kept, about)
+
+
+def _anew_if_damaged(run: Callable[[], T], checkpoints: Sequence[Path]) -> T:
+    """What `run` gives; if its checkpoints are of no use, without them."""
+    before = any(checkpoint.is_file() for checkpoint in checkpoints)
+    try:
+        return run()
+    except ModelError:
+        if not before:
+            raise
+        for checkpoint in checkpoints:
+            remove(checkpoint)  # damaged, or of another version
+        return run()
 
 
 def until_there(

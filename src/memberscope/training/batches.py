@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,18 +131,15 @@ class Records:
     def __init__(self, x: NDArray[Any], normalisation: Normalisation, device: torch.device) -> None:
         self.shape = x.shape[1:]
         self.device = device
+        self._rows: Tensor | None = None
         if x.ndim == 4:
             x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
         flat = torch.from_numpy(np.ascontiguousarray(x).reshape(len(x), -1))
         self._flat = flat.to(device)
-        mean, std = normalisation.mean.astype(np.float64), normalisation.std.astype(np.float64)
-        repeats, unit = (int(np.prod(self.shape[1:])), 255.0) if len(self.shape) == 3 else (1, 1.0)
-        # One row as long as a record: the channels' few numbers, broadcast inside a pixel, would not be vectorised.
-        self._scale = self._row(1 / (unit * std), repeats)
-        self._shift = self._row(-mean / std, repeats)
+        self._normalise(normalisation)
 
     def __len__(self) -> int:
-        return len(self._flat)
+        return len(self._flat) if self._rows is None else len(self._rows)
 
     @property
     def padding(self) -> int:
@@ -151,8 +149,23 @@ class Records:
     def part(self, index: NDArray[np.int64]) -> Records:
         """Some of the records, as records of their own, without a second normalisation or layout."""
         part = copy.copy(self)
-        part._flat = self._flat.index_select(0, torch.from_numpy(index).to(self.device))
+        part._flat, part._rows = self._flat.index_select(0, self._places(index)), None
         return part
+
+    def chosen(self, rows: NDArray[np.int64], normalisation: Normalisation) -> Records:
+        """Some of the records as another model sees them: nothing is copied, their places are looked up in each batch.
+
+        Parameters
+        ----------
+        rows
+            int64 [n]: which.
+        normalisation
+            Of that model.
+        """
+        chosen = copy.copy(self)
+        chosen._rows = self._places(rows)
+        chosen._normalise(normalisation)
+        return chosen
 
     def batch(self, index: NDArray[np.int64] | slice, draws: Draws | None = None, *, flipped: bool = False) -> Tensor:
         """Give the normalised records of an index as float32 [B, C, H, W] (channels last in memory) or [B, d].
@@ -167,9 +180,9 @@ class Records:
             Mirror all of them left to right.
         """
         if isinstance(index, slice):
-            raw = self._flat[index]
+            raw = self._flat[index] if self._rows is None else self._flat.index_select(0, self._rows[index])
         else:
-            raw = self._flat.index_select(0, torch.from_numpy(index).to(self.device))
+            raw = self._flat.index_select(0, self._places(index))
             if draws is not None and (draws.flip is not None or draws.offset is not None):
                 raw = self._augmented(raw, index, draws)
         x = torch.addcmul(self._shift, raw.float(), self._scale)
@@ -178,6 +191,10 @@ class Records:
         channels, height, width = self.shape
         x = x.view(len(x), height, width, channels)
         return (x.flip(2) if flipped else x).permute(0, 3, 1, 2)
+
+    def _places(self, index: NDArray[np.int64]) -> Tensor:
+        places = torch.from_numpy(index).to(self.device)
+        return places if self._rows is None else self._rows[places]
 
     def _augmented(self, raw: Tensor, index: NDArray[np.int64], draws: Draws) -> Tensor:
         channels, height, width = self.shape
@@ -200,6 +217,61 @@ class Records:
         chosen = windows[torch.arange(count, device=self.device), offset[:, 0], offset[:, 1]]
         return chosen.view(count, height, width, channels)
 
+    def _normalise(self, normalisation: Normalisation) -> None:
+        mean, std = normalisation.mean.astype(np.float64), normalisation.std.astype(np.float64)
+        repeats, unit = (int(np.prod(self.shape[1:])), 255.0) if len(self.shape) == 3 else (1, 1.0)
+        # One row as long as a record: the channels' few numbers, broadcast inside a pixel, would not be vectorised.
+        self._scale = self._row(1 / (unit * std), repeats)
+        self._shift = self._row(-mean / std, repeats)
+
     def _row(self, values: NDArray[np.float64], repeats: int) -> Tensor:
         row = np.tile(values, repeats).astype(np.float32)
         return torch.from_numpy(row).to(self.device)[None]
+
+
+class StackedRecords:
+    """The records of K models, chosen from the same ones: batches of all models at once, equal to each one's own.
+
+    Parameters
+    ----------
+    records
+        Of each model, as many of each, all `Records.chosen` from the same.
+    """
+
+    def __init__(self, records: Sequence[Records]) -> None:
+        self._first = records[0]
+        rows = [part._rows for part in records if part._rows is not None and part._flat is self._first._flat]
+        if len(rows) < len(records):
+            raise ValueError("records that were not chosen from the same")
+        self._rows = torch.stack(rows)
+        self._scale = torch.stack([part._scale for part in records])
+        self._shift = torch.stack([part._shift for part in records])
+
+    def batch(self, index: Tensor, flip: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
+        """Give the normalised records as float32 [K, B, C, H, W] (channels last in memory) or [K, B, d].
+
+        Parameters
+        ----------
+        index
+            int64 [K, B]: positions among each model's records.
+        flip
+            bool [K, B]: which are mirrored.
+        offset
+            int64 [K, B, 2]: edges of each crop (see `Draws`).
+        """
+        models, count = index.shape
+        raw = self._first._flat.index_select(0, self._rows.gather(1, index).flatten())
+        if len(self._first.shape) == 3:
+            channels, height, width = self._first.shape
+            images = raw.view(len(raw), height, width, channels)
+            if offset is not None:
+                images = self._first._cropped(images, offset.flatten(0, 1))
+            if (
+                flip is not None
+            ):  # both are made and one is taken: to list those to be mirrored would wait for the device
+                images = torch.where(flip.flatten()[:, None, None, None], images.flip(2), images)
+            raw = images.view(len(raw), -1)
+        x = torch.addcmul(self._shift, raw.view(models, count, -1).float(), self._scale)
+        if len(self._first.shape) == 1:
+            return x
+        return x.view(models, count, height, width, channels).permute(0, 1, 4, 2, 3)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,24 +43,33 @@ class Key:
     surroundings: dict[str, str]
 
 
+def digest_of(x: NDArray[Any], y: NDArray[np.int64]) -> str:
+    """SHA-256 of the records of a pool: the part of a key that takes time, and that many trainings share."""
+    records = hashlib.sha256(f"{x.dtype} {x.shape}".encode())
+    for array in (x, y):
+        records.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return records.hexdigest()
+
+
 def key(
     recipe: Recipe,
     seed: int,
-    x: NDArray[Any],
-    y: NDArray[np.int64],
+    records: str,
     member: NDArray[np.bool_],
     validation: NDArray[np.bool_] | None,
     device: torch.device,
     lesson: Lesson | None = None,
+    *,
+    compiled: bool = False,
 ) -> Key:
-    """Give the key of a training; `recipe` has its precision resolved, `lesson` stands for the classes."""
-    records = hashlib.sha256(f"{x.dtype} {x.shape}".encode())
-    for array in (x, y):
-        records.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    """Give the key of a training.
+
+    `recipe` has its precision resolved, `records` is `digest_of` the pool, `lesson` stands for the classes.
+    """
     settings = {
         "recipe": recipe.digest,
         "seed": str(seed),
-        "records": records.hexdigest(),
+        "records": records,
         "membership": _digest(member),
         "validation records": _digest(validation) if validation is not None else "none",
     }
@@ -68,6 +78,7 @@ def key(
         settings["soft targets"] = hashlib.sha256(f"{lesson.temperature}".encode() + bytes(taught)).hexdigest()
     threads = str(torch.get_num_threads()) if device.type == "cpu" else "any"
     surroundings = {"torch": str(torch.__version__), "device": device.type, "threads": threads}
+    surroundings |= {"steps": "compiled"} if compiled else {}
     return Key(settings, surroundings)
 
 
@@ -103,10 +114,32 @@ class State:
     best: tuple[dict[str, Tensor], float, int] | None = None
 
 
-def write(path: Path, state: State, key_: Key) -> None:
-    """Write the state, whole or not at all."""
-    from safetensors.torch import save_file
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A state as it was, whatever the training does since.
 
+    Parameters
+    ----------
+    path
+        Where it goes.
+    tensors, metadata
+        Content of the file.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    def write(self) -> None:
+        """Write it, whole or not at all."""
+        from safetensors.torch import save_file
+
+        with replacing(self.path) as temporary:
+            save_file(self.tensors, temporary, metadata=self.metadata)
+
+
+def snapshot(path: Path, state: State, key_: Key) -> Snapshot:
+    """Copy a state to the memory of the processor."""
     tensors = {f"model/{name}": value for name, value in state.model.items()}
     for number, values in state.optimizer.items():
         tensors |= {f"optimizer/{number}/{name}": value for name, value in values.items()}
@@ -121,8 +154,62 @@ def write(path: Path, state: State, key_: Key) -> None:
     copies = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
     }
-    with replacing(path) as temporary:
-        save_file(copies, temporary, metadata=metadata)
+    return Snapshot(path, copies, metadata)
+
+
+class Writer:
+    """Writes snapshots while the training goes on; never more than those of one epoch at a time.
+
+    Attributes
+    ----------
+    epoch
+        Of the last ones that lie on the disk, or from which the training went on; 0: none.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._writing: Future[None] | None = None
+
+    def begin(self, epoch: int, snapshots: Sequence[Snapshot]) -> None:
+        """Write the snapshots of an epoch in the background.
+
+        Raises
+        ------
+        MemberscopeError
+            Those before could not be written.
+        """
+        self.finish()
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing = thread.submit(self._write, epoch, snapshots)
+        thread.shutdown(wait=False)  # it ends when they are written
+
+    def finish(self) -> None:
+        """Wait until all are on the disk.
+
+        Raises
+        ------
+        MemberscopeError
+            They could not be written.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, epoch: int, snapshots: Sequence[Snapshot]) -> None:
+        for one in snapshots:
+            one.write()
+        self.epoch = epoch
+
+
+def epoch_of(path: Path) -> int:
+    """The epoch of a checkpoint, whosever it is; 0 where there is none that can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads((file.metadata() or {})["state"])["epoch"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return 0
 
 
 def read(path: Path, key_: Key) -> State | None:
@@ -177,9 +264,9 @@ def _compare(path: Path, earlier: Key, now: Key) -> None:
             "start without --resume, or ask for the settings of that training",
         )
     changed = [
-        f"{name} {earlier.surroundings.get(name)} -> {value}"
-        for name, value in now.surroundings.items()
-        if earlier.surroundings.get(name) != value
+        f"{name} {earlier.surroundings.get(name, 'plain')} -> {now.surroundings.get(name, 'plain')}"
+        for name in {**earlier.surroundings, **now.surroundings}
+        if earlier.surroundings.get(name) != now.surroundings.get(name)
     ]
     if changed:
         warnings.warn(

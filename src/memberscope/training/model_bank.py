@@ -141,6 +141,7 @@ class ModelBank:
         workers: int | str = "auto",
         threads: int | None = None,
         device: str = "auto",
+        compiled: bool = False,
         progress: BankProgress | None = None,
     ) -> None:
         """Train what is missing of the first `k` models. May be killed at any moment, and run by several processes.
@@ -157,6 +158,8 @@ class ModelBank:
             measured to be faster.
         device
             auto, cpu, cuda, cuda:1, mps.
+        compiled
+            Compile training steps (`memberscope.training.compiling`).
         progress
             Hears of it.
 
@@ -182,7 +185,7 @@ class ModelBank:
                 bank_plan.check_room(plan, self.folder)
                 progress.on_layout(plan.describe())
                 tracker = Tracker(progress, k - len(missing), missing, plan.layout.processes, plan.seconds)
-                run, close = self._runner(plan, module, tracker, cluster)
+                run, close = self._runner(plan, module, tracker, cluster, compiled)
                 try:
                     until_there(run, missing, tracker)
                 except KeyboardInterrupt:
@@ -308,7 +311,7 @@ class ModelBank:
         return settled or asked
 
     def _runner(
-        self, plan: Plan, module: nn.Module, tracker: Tracker, cluster: Cluster | None
+        self, plan: Plan, module: nn.Module, tracker: Tracker, cluster: Cluster | None, compiled: bool
     ) -> tuple[Callable[[list[int]], Iterator[tuple[int, Outcome]]], Callable[[], None]]:
         """What trains a list of models and tells each outcome, and how to end it."""
         task = TrainModel(
@@ -322,6 +325,7 @@ class ModelBank:
             keep_weights=self._identity["weights"],
             device=plan.device,
             threads=plan.layout.threads if plan.device == "cpu" else None,
+            compiled=compiled,
         )
         if cluster is not None:
             from memberscope.training.scheduler_ray import RayWorkers

@@ -3,7 +3,9 @@
 A small model leaves a GPU idle: it waits for the launch of one tiny kernel after the other. `torch.func.vmap` turns the
 steps of K models into the launches of one. Each model keeps its own initialisation, membership, normalisation, batches
 and augmentation, drawn from its own seed exactly as `fit` draws them; the sums of a product may be taken in another
-order, so models are equal to those of `fit` up to rounding, and not bit for bit.
+order, so models are equal to those of `fit` up to rounding, and not bit for bit. The records lie on the device once.
+
+Each model has a checkpoint of its own, which `fit` and any other group could go on from.
 
 Not every recipe can be stacked: `obstacle` says why not. Tested for equality on a CPU, where stacking gains nothing and
 is not used. On a GPU neither its speed nor its numbers were measured yet: no GPU was at hand.
@@ -15,6 +17,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,16 +27,21 @@ from torch import Tensor, nn
 
 from memberscope.defenses.registry import in_force
 from memberscope.errors import ConfigError
-from memberscope.training.batches import Draws, draw
+from memberscope.training import train_target
+from memberscope.training.batches import Records, StackedRecords, draw, fixed
+from memberscope.training.checkpoint import Writer, digest_of, key
+from memberscope.training.compiling import compiled as compiled_step
 from memberscope.training.hardware import cpu_threads, resolve_device
 from memberscope.training.models import build_for
 from memberscope.training.optimisation import make_optimizer, rate_factor
 from memberscope.training.progress import Progress
 from memberscope.training.recipe import Recipe
-from memberscope.training.train_target import _Training
-from memberscope.training.trained_model import TrainedModel
+from memberscope.training.train_target import EVALUATION_BATCH, _Training
+from memberscope.training.trained_model import TrainedModel, evaluating
 
 T = TypeVar("T")
+_Batch = tuple[Tensor, Tensor | None, Tensor | None]
+"""Positions int64 [K, B], which are mirrored bool [K, B], crops int64 [K, B, 2]."""
 _LARGEST_GROUP = 64
 _MEMORY_SHARE = 0.6
 _STEP_FACTOR = 4
@@ -73,7 +81,10 @@ def fit_stacked(
     seeds: Sequence[int],
     device: str = "auto",
     progress: Progress | None = None,
+    checkpoints: Sequence[Path] | None = None,
+    resume: bool = False,
     threads: int | None = None,
+    compiled: bool = False,
 ) -> list[TrainedModel]:
     """Train K models at once; equal to `fit` with each row of `members` and its seed, up to rounding.
 
@@ -89,43 +100,61 @@ def fit_stacked(
         Number of classes.
     seeds
         Of each model.
-    device, threads
+    device, threads, compiled
         As in `fit`.
     progress
         Hears of the steps and epochs of the first model, which are those of all.
+    checkpoints
+        Files that hold the states of the models between epochs.
+    resume
+        Go on from there.
 
     Raises
     ------
     ConfigError
-        The recipe cannot be stacked, or the models have different numbers of members.
+        The recipe cannot be stacked, the models have different numbers of members, or their checkpoints are of
+        different epochs.
     ModelError
-        The training of one diverged.
+        The training of one diverged; a checkpoint is another training's.
     """
     where = resolve_device(device)
     with cpu_threads(threads), torch.random.fork_rng([where] if where.type == "cuda" else []):
+        pool = Records(x, fixed(x), where)
         models = [
-            _Training(recipe, x, y, member, None, n_classes, seed, where)
+            _Training(recipe, x, y, member, None, n_classes, seed, where, pool=pool)
             for member, seed in zip(members, seeds, strict=True)
         ]
         reason = obstacle(recipe, models[0].module)
         if reason is None and len({len(model.members) for model in models}) > 1:
             reason = "they have different numbers of members"
+        if reason is None and checkpoints is not None:
+            digest = digest_of(x, y)
+            for model, member, path in zip(models, members, checkpoints, strict=True):
+                mine = key(model.recipe, model.seed, digest, member, None, where, compiled=compiled)
+                model.keep(path, mine, resume=resume)
+            if len({model.state.epoch for model in models}) > 1:
+                reason = "their checkpoints are of different epochs"
         if reason is not None:
             raise ConfigError(f"these models cannot be trained at once: {reason}", "train them one by one")
-        stack = _Stack(models)
-        for epoch in range(1, stack.recipe.epochs + 1):
-            stack.train(epoch, progress)
+        stack = _Stack(models, compiled=compiled)
+        try:
+            for epoch in range(models[0].state.epoch + 1, stack.recipe.epochs + 1):
+                stack.train(epoch, progress)
+                if checkpoints is not None:
+                    stack.write_checkpoints()
+        finally:
+            stack.writer.finish()
         stack.part()
     trained = [model.result(recipe) for model in models]
-    for model in trained:
-        model.threads = threads
+    for one in trained:
+        one.threads = threads
     return trained
 
 
 class _Stack:
     """K trainings whose steps are taken together. The modules' parameters are views of the stacked ones."""
 
-    def __init__(self, models: list[_Training]) -> None:
+    def __init__(self, models: list[_Training], *, compiled: bool) -> None:
         self.models, self.recipe, self.device = models, models[0].recipe, models[0].device
         self._skeleton = copy.deepcopy(models[0].module)
         own = [dict(model.module.named_parameters()) for model in models]
@@ -136,34 +165,52 @@ class _Stack:
         for k, parameters in enumerate(own):
             for name, parameter in parameters.items():
                 parameter.data = self._stacked[name].data[k]
-        self._trained = [p for p in self._stacked.values() if p.requires_grad]
-        self._optimizer = make_optimizer(self.recipe, nn.ParameterList(self._trained), self.device)
+        self._trained = {name: p for name, p in self._stacked.items() if p.requires_grad}
+        self._optimizer = make_optimizer(self.recipe, nn.ParameterList(self._trained.values()), self.device)
+        self._gather_moments()
+        self._records = StackedRecords([model.members for model in models])
+        self._labels = torch.stack([model.labels for model in models])
+        self._watched = self._on_device([model.watched for model in models])
+        self.writer, self._written = Writer(), time.monotonic()
+        self._losses = self._compiled() if compiled else self._loss
 
     def train(self, epoch: int, progress: Progress | None) -> None:
         """Train one epoch, and note what `fit` would note."""
         started = time.perf_counter()
-        draws = [self._draws(model, epoch) for model in self.models]
         self._skeleton.train()
-        steps = len(draws[0].batches)
+        steps = self.models[0].steps
         total = torch.zeros(len(self.models), device=self.device)
-        for step in range(steps):
-            loss = self._step(step, draws, epoch - 1 + step / steps)
+        for step, (index, flip, offset) in enumerate(self._draws(epoch)):
+            batch, labels = self._records.batch(index, flip, offset), self._labels.gather(1, index)
+            loss = self._step(batch, labels, epoch - 1 + step / steps)
             total += loss
             if progress is not None and (step + 1 == steps or step % 20 == 0):
                 progress.on_step(epoch, step + 1, steps, loss[0].item())
         finite = torch.isfinite(total)
-        for parameter in self._trained:
+        for parameter in self._trained.values():
             finite &= torch.isfinite(parameter.detach().flatten(1)).all(1)
-        seconds = time.perf_counter() - started
         for model, sound in zip(self.models, finite.tolist(), strict=True):
             model._check_finite(0.0 if sound else math.nan, epoch, steps, steps)
-            model.seconds += seconds / len(self.models)
+        trained, share = time.perf_counter() - started, 1 / len(self.models)
+        losses, right = self._evaluate()
+        seconds = time.perf_counter() - started
+        for model, loss_, right_ in zip(self.models, losses, right, strict=True):
+            model.seconds += trained * share
             model.trained_records += len(model.members)
-            model.state.history.append({**model._record(epoch), "seconds": seconds / len(self.models)})
+            record = {"epoch": epoch, "train_loss": loss_, "train_acc": right_, "val_loss": None, "val_acc": None}
+            model.state.history.append({**record, "seconds": seconds * share})
             model.state.epoch = epoch
         if progress is not None:
             left = (time.perf_counter() - started) * (self.recipe.epochs - epoch)
             progress.on_epoch(self.models[0].state.history[-1], self.recipe.epochs, left)
+
+    def write_checkpoints(self) -> None:
+        """Begin to write the state of each model, if the last ones are some seconds old."""
+        if time.monotonic() - self._written < train_target.CHECKPOINT_SECONDS:
+            return
+        self._part_moments()
+        self.writer.begin(self.models[0].state.epoch, [model.snapshot() for model in self.models])
+        self._written = time.monotonic()
 
     def part(self) -> None:
         """Give each module parameters of its own again."""
@@ -173,37 +220,87 @@ class _Stack:
             if model.channels_last:
                 model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _draws(self, model: _Training, epoch: int) -> Draws:
-        return draw(
-            len(model.members),
-            self.recipe.batch_size,
-            self.recipe.augmentation,
-            model.members.padding,
-            model._generator("batching", epoch),
-            model._generator("augmentation", epoch),
-        )
+    def _draws(self, epoch: int) -> Iterator[_Batch]:
+        """What the models draw for an epoch, a batch of all at a time."""
+        draws = [
+            draw(
+                len(model.members),
+                self.recipe.batch_size,
+                self.recipe.augmentation,
+                model.members.padding,
+                model._generator("batching", epoch),
+                model._generator("augmentation", epoch),
+            )
+            for model in self.models
+        ]
+        order = self._on_device([np.concatenate(d.batches) for d in draws])
+        flip = None if draws[0].flip is None else self._on_device([d.flip for d in draws])
+        offset = None if draws[0].offset is None else self._on_device([d.offset for d in draws])
+        each = torch.arange(len(self.models), device=self.device)[:, None]
+        for index in torch.split(order, [len(batch) for batch in draws[0].batches], 1):
+            yield index, None if flip is None else flip[each, index], None if offset is None else offset[each, index]
 
-    def _step(self, step: int, draws: list[Draws], time_: float) -> Tensor:
+    def _gather_moments(self) -> None:
+        """Take up what the models' own optimisers hold: the moments of each parameter, and the number of steps."""
+        for name, stacked in self._trained.items():
+            own = [dict(model.module.named_parameters())[name] for model in self.models]
+            states = [model.optimizer.state.get(p, {}) for model, p in zip(self.models, own, strict=True)]
+            if not states[0]:
+                continue
+            self._optimizer.state[stacked].update(
+                {
+                    entry: value if entry == "step" else torch.stack([state[entry] for state in states])
+                    for entry, value in states[0].items()
+                }
+            )
+
+    def _part_moments(self) -> None:
+        """Give each model's own optimiser its part of what the common one holds."""
+        for name, stacked in self._trained.items():
+            for k, model in enumerate(self.models):
+                model.optimizer.state[dict(model.module.named_parameters())[name]] = {
+                    entry: value if entry == "step" else value[k]
+                    for entry, value in self._optimizer.state.get(stacked, {}).items()
+                    if isinstance(value, Tensor)
+                }
+
+    def _step(self, batch: Tensor, labels: Tensor, time_: float) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = self.recipe.rate * rate_factor(self.recipe, time_)
-        index = [d.batches[step] for d in draws]
-        batch = torch.stack([m.members.batch(i, d) for m, i, d in zip(self.models, index, draws, strict=True)])
-        labels = torch.stack(
-            [m.labels[torch.from_numpy(i).to(self.device)] for m, i in zip(self.models, index, strict=True)]
-        )
-        logits = self._answers(batch)
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), label_smoothing=self.recipe.label_smoothing, reduction="none"
-        )
-        loss = losses.view(labels.shape).mean(1)
         self._optimizer.zero_grad(set_to_none=True)
+        loss = self._losses(self._stacked, batch, labels)
         loss.sum().backward()  # type: ignore[no-untyped-call]  # each model's part is the gradient of its own loss
         if self.recipe.clip_norm:
             self._clip()
         self._optimizer.step()
         return loss.detach()
 
-    def _answers(self, batch: Tensor) -> Tensor:
+    def _evaluate(self) -> tuple[list[float], list[float]]:
+        """Loss and accuracy of each model on the members that are watched, as `fit` notes them."""
+        loss, right = (torch.zeros(len(self.models), device=self.device) for _ in range(2))
+        with evaluating(self._skeleton):
+            for index in torch.split(self._watched, EVALUATION_BATCH, 1):
+                labels = self._labels.gather(1, index)
+                logits = self._answers(self._stacked, self._records.batch(index))
+                loss += _cross_entropy(logits, labels).sum(1)
+                right += (logits.argmax(2) == labels).sum(1)
+        count = self._watched.shape[1]
+        return (loss / count).tolist(), (right / count).tolist()
+
+    def _on_device(self, arrays: Sequence[NDArray[Any] | None]) -> Tensor:
+        return torch.from_numpy(np.stack([a for a in arrays if a is not None])).to(self.device)
+
+    def _compiled(self) -> Callable[..., Tensor]:
+        count = min(self.recipe.batch_size, self._labels.shape[1])
+        index = torch.arange(count, device=self.device).expand(len(self.models), -1)
+        batch, labels = self._records.batch(index), self._labels.gather(1, index)
+        return compiled_step(self._loss, self.device, self._stacked, batch, labels)
+
+    def _loss(self, stacked: dict[str, Tensor], batch: Tensor, labels: Tensor) -> Tensor:
+        """float32 [K]: mean loss of each model on its batch."""
+        return _cross_entropy(self._answers(stacked, batch), labels, self.recipe.label_smoothing).mean(1)
+
+    def _answers(self, stacked: dict[str, Tensor], batch: Tensor) -> Tensor:
         def one(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
             answers: Tensor = torch.func.functional_call(self._skeleton, parameters, (x,))
             return answers
@@ -211,19 +308,29 @@ class _Stack:
         bf16 = self.recipe.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
             # The dropout layers have p = 0 (see `obstacle`): nothing is drawn.
-            logits: Tensor = torch.func.vmap(one, randomness="different")(self._stacked, batch)
+            logits: Tensor = torch.func.vmap(one, randomness="different")(stacked, batch)
         return logits.float()
 
     def _clip(self) -> None:
         """Clip the norm of each model's gradient, as `torch.nn.utils.clip_grad_norm_` does for one."""
-        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]
         norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
         factor = (self.recipe.clip_norm / (norm + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
 
 
-def group_size(recipe: Recipe, input_shape: tuple[int, ...], n_classes: int, record_bytes: int, free_bytes: int) -> int:
+def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """float32 [K, B] of logits [K, B, classes]."""
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing, reduction="none"
+    )
+    return losses.view(labels.shape)
+
+
+def group_size(
+    recipe: Recipe, input_shape: tuple[int, ...], n_classes: int, free_bytes: int, record_bytes: int = 0
+) -> int:
     """How many models fit into the free memory of a device at once, by a careful estimate.
 
     Parameters
@@ -234,10 +341,10 @@ def group_size(recipe: Recipe, input_shape: tuple[int, ...], n_classes: int, rec
         Shape of one record.
     n_classes
         Number of classes.
-    record_bytes
-        Of the records that one model is trained on: each has its own on the device.
     free_bytes
-        Of the device.
+        Of the device, without the records that all models share.
+    record_bytes
+        Of the records that each model has for itself.
     """
     with torch.random.fork_rng([]):
         module = build_for(recipe, input_shape, n_classes)

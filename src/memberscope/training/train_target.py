@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from memberscope.defenses.registry import in_force, procedure, trainings
 from memberscope.errors import ModelError
 from memberscope.training import checkpoint as checkpoints
 from memberscope.training.batches import Draws, Records, draw, fixed, measure
+from memberscope.training.compiling import compiled as compiled_step
 from memberscope.training.defended import taught_guards
 from memberscope.training.fit_checks import check_defenses, check_records, lesson_of
 from memberscope.training.hardware import cpu_threads, keep_freed_memory, resolve_device, resolve_precision
@@ -35,9 +38,9 @@ __all__ = ["TrainedModel", "fit", "load", "load_weights", "save", "wrap"]
 WATCHED_MEMBERS = 5_000
 """Members whose loss and accuracy enter the history; all of them would cost a quarter of the training time."""
 CHECKPOINT_SECONDS = 5.0
-"""Least time between two checkpoints: they cost nothing that can be noticed, and a killed run loses little."""
+"""Least time between two checkpoints, which are written beside the training: a killed run loses little."""
 _NOTICE_SECONDS = 0.1
-_EVALUATION_BATCH = 250
+EVALUATION_BATCH = 250
 # One generator a purpose; the order is part of every result.
 _PURPOSES = ("initialisation", "batching", "augmentation", "dropout", "watching", "mixing", "noise", "reference")
 
@@ -57,6 +60,7 @@ def fit(
     checkpoint: Path | None = None,
     resume: bool = False,
     threads: int | None = None,
+    compiled: bool = False,
 ) -> TrainedModel:
     """Train one model on the members of a pool.
 
@@ -89,6 +93,8 @@ def fit(
         an uninterrupted run.
     threads
         CPU threads; None: as many as torch uses.
+    compiled
+        Compile training steps (`memberscope.training.compiling`): equal up to rounding. Not those of DP-SGD.
 
     Raises
     ------
@@ -106,6 +112,7 @@ def fit(
     where = resolve_device(device)
     if where.type == "cpu":
         keep_freed_memory()
+    digest = "" if checkpoint is None else checkpoints.digest_of(x, y)
 
     def one(
         recipe: Recipe,
@@ -117,17 +124,15 @@ def fit(
     ) -> TrainedModel:
         # What the model is trained on cannot be watched.
         watched = None if validation is None or (validation & records).any() else validation
-        training = _Training(recipe, x, y, records, watched, n_classes, seed, where, lesson)
+        training = _Training(recipe, x, y, records, watched, n_classes, seed, where, lesson, compiled=compiled)
         if checkpoint is not None:
-            key = checkpoints.key(training.recipe, seed, x, y, records, watched, where, lesson)
+            key = checkpoints.key(training.recipe, seed, digest, records, watched, where, lesson, compiled=compiled)
             key.settings.update(training.gradient.about() if training.gradient is not None else {})
             training.keep(stage_path(checkpoint, stage) if stage else checkpoint, key, resume=resume)
         try:
-            training.run(progress)
+            training.run(progress, to_be_kept=bool(stage))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(training.farewell()) from None
-        if stage:
-            training.write_checkpoint(now=True)
         return training.result(recipe)
 
     with cpu_threads(threads), torch.random.fork_rng([where] if where.type == "cuda" else []):
@@ -156,6 +161,9 @@ class _Training:
         seed: int,
         device: torch.device,
         lesson: Lesson | None = None,
+        *,
+        pool: Records | None = None,
+        compiled: bool = False,
     ) -> None:
         check_defenses(recipe, validation, lesson)
         self.seed, self.device, self.n_classes = seed, device, n_classes
@@ -168,7 +176,11 @@ class _Training:
         defenses = in_force(self.recipe)
         self.gradient = next((d for d in defenses if isinstance(d, GradientDefense)), None)
         self.normalisation = fixed(x) if any(d.blind_inputs for d in defenses) else measure(x, member)
-        self.members, self.labels = self._resident(x, y, member)
+        if pool is None:
+            self.members, self.labels = self._resident(x, y, member)
+        else:  # the records of all trainings lie on the device once
+            self.members = pool.chosen(np.flatnonzero(member), self.normalisation)
+            self.labels = torch.from_numpy(y[member]).to(device)
         self.steps = -(-len(self.members) // recipe.batch_size)
         if self.gradient is not None:
             self.gradient.begin(len(self.members), self.steps, recipe.epochs)
@@ -180,10 +192,11 @@ class _Training:
         self.validation = None if validation is None else self._resident(x, y, validation)
         self.objective.attach(Attached(n_classes, device, self._seed("reference"), self._of_nobody))
         self.state = checkpoints.State(epoch=0, model={}, optimizer={})
+        self._forward = self._compiled() if compiled and self.gradient is None else self._plain
         self.seconds = 0.0
         self.trained_records = 0
         self._checkpoint: tuple[Path, checkpoints.Key] | None = None
-        self._written = (time.monotonic(), 0)
+        self._writer, self._written = checkpoints.Writer(), time.monotonic()
 
     def keep(self, path: Path, key: checkpoints.Key, *, resume: bool) -> None:
         """Write checkpoints to this file; with `resume`, go on from the one that is there."""
@@ -192,7 +205,7 @@ class _Training:
         if state is None:
             return
         self.state = state
-        self._written = (time.monotonic(), state.epoch)
+        self._writer.epoch, self._written = state.epoch, time.monotonic()
         self.module.load_state_dict(state.model)
         self.objective.load(state.extra)
         for number, parameter in enumerate(self._parameters()):
@@ -202,8 +215,16 @@ class _Training:
                 for name, value in state.optimizer.get(number, {}).items()
             }
 
-    def run(self, progress: Progress | None) -> None:
-        """Train the epochs that are left."""
+    def run(self, progress: Progress | None, *, to_be_kept: bool = False) -> None:
+        """Train the epochs that are left; `to_be_kept`: the last one too is written. Nothing is being written after."""
+        try:
+            self._train(progress)
+            if to_be_kept:
+                self.write_checkpoint(now=True)
+        finally:
+            self._writer.finish()
+
+    def _train(self, progress: Progress | None) -> None:
         while self.state.epoch < self.recipe.epochs and not self._stopped():
             started = time.perf_counter()
             self._epoch(self.state.epoch + 1, progress)
@@ -247,7 +268,7 @@ class _Training:
     def farewell(self) -> str:
         """What an interrupted user is told."""
         text = f"interrupted in epoch {self.state.epoch + 1} of {self.recipe.epochs}"
-        epoch = self._written[1]
+        epoch = self._writer.epoch
         if self._checkpoint is None or epoch == 0:
             return f"{text}; no checkpoint was written yet, the training starts anew next time"
         return f"{text}; run the same command with --resume to go on after epoch {epoch} ({self._checkpoint[0]})"
@@ -300,7 +321,7 @@ class _Training:
         chosen = torch.from_numpy(index).to(self.device)
         batch, targets = self.objective.batch(self.members.batch(index, draws), self.labels[chosen], chosen, mixing)
         if self.gradient is None or noise is None:
-            loss = self.objective.losses(self._answers(batch), targets, epoch)
+            loss = self.objective.losses(self._answers(batch, self._forward), targets, epoch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
         else:
@@ -317,11 +338,20 @@ class _Training:
         self.optimizer.step()
         return loss.detach()
 
-    def _answers(self, batch: Tensor) -> Tensor:
-        batch = batch if self.channels_last else batch.contiguous()
+    def _answers(self, batch: Tensor, forward: Callable[[nn.Module, Tensor], Tensor] | None = None) -> Tensor:
+        return (forward or self._plain)(self.module, batch if self.channels_last else batch.contiguous())
+
+    def _plain(self, module: nn.Module, batch: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            logits: Tensor = self.module(batch)
+            logits: Tensor = module(batch)
         return logits.float()
+
+    def _compiled(self) -> Callable[..., Tensor]:
+        """Try it on a copy: batch statistics are not to change."""
+        trial = copy.deepcopy(self.module).train()
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            batch = self.members.batch(np.arange(min(self.recipe.batch_size, len(self.members))))
+            return compiled_step(self._plain, self.device, trial, batch if self.channels_last else batch.contiguous())
 
     def _of_nobody(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Logits and one-hot classes of n random validation records, for a defense that needs records of nobody."""
@@ -343,7 +373,7 @@ class _Training:
         loss = torch.zeros((), device=self.device)
         right = torch.zeros((), device=self.device)
         with evaluating(self.module):
-            for part in np.array_split(index, -(-len(index) // _EVALUATION_BATCH)):
+            for part in np.array_split(index, -(-len(index) // EVALUATION_BATCH)):
                 truth = labels[torch.from_numpy(part).to(self.device)]
                 logits = self._answers(records.batch(part))
                 loss += nn.functional.cross_entropy(logits, truth, reduction="sum")
@@ -361,17 +391,22 @@ class _Training:
         return bool(patience and self.state.best and self.state.epoch - self.state.best[2] >= patience)
 
     def write_checkpoint(self, *, now: bool = False) -> None:
-        """Write the state, if the last one is some seconds old or it must be `now`."""
-        if self._checkpoint is None or (not now and time.monotonic() - self._written[0] < CHECKPOINT_SECONDS):
+        """Begin to write the state, if the last one is some seconds old or it must be `now`."""
+        if self._checkpoint is None or (not now and time.monotonic() - self._written < CHECKPOINT_SECONDS):
             return
+        self._writer.begin(self.state.epoch, [self.snapshot()])
+        self._written = time.monotonic()
+
+    def snapshot(self) -> checkpoints.Snapshot:
+        """The state as it is now; `keep` said where it goes."""
+        assert self._checkpoint is not None
         self.state.model = plain_state(self.module)
         self.state.extra = self.objective.state()
         self.state.optimizer = {
             number: {k: v for k, v in self.optimizer.state.get(p, {}).items() if isinstance(v, Tensor)}
             for number, p in enumerate(self._parameters())
         }
-        checkpoints.write(self._checkpoint[0], self.state, self._checkpoint[1])
-        self._written = (time.monotonic(), self.state.epoch)
+        return checkpoints.snapshot(self._checkpoint[0], self.state, self._checkpoint[1])
 
     def _check_finite(self, loss: float, epoch: int, step: int, steps: int) -> None:
         if not math.isfinite(loss):
