@@ -14,7 +14,7 @@ from federation_settings import settings
 
 from memberscope.errors import ConfigError
 from memberscope.federated.federation import Federation, federate
-from memberscope.federated.malice import Malice, parse
+from memberscope.federated.malice import Malice, ascended, parse
 from memberscope.federated.transcript import Transcript
 from memberscope.records.pool import Dataset
 
@@ -44,7 +44,7 @@ def test_an_ascending_server_alters_what_its_client_is_sent_alone(run: Callable[
     t = taped(run(malicious="ascent:1:0.01", record="updates", rounds=1))
     assert not same(t.sent_to(1, 1), t.sent(1))
     assert same(t.sent_to(1, 0), t.sent(1))
-    assert "100 candidates, gamma 0.01" in t.tampered[0]
+    assert "200 candidates, gamma 0.01" in t.tampered[0]
 
 
 def test_an_ascending_client_alters_its_own_reply_alone(run: Callable[..., Federation]) -> None:
@@ -52,6 +52,19 @@ def test_an_ascending_client_alters_its_own_reply_alone(run: Callable[..., Feder
     assert bad.tampered[0].startswith("ascent-client:3 ")
     assert honest.tampered == ()
     assert [same(bad.received(1, k), honest.received(1, k)) for k in range(4)] == [True, True, True, False]
+
+
+def test_half_of_what_is_ascended_was_trained_on(run: Callable[..., Federation]) -> None:
+    for more, party in (({}, "ascent:1"), ({}, "ascent-client:1"), ({"held_fraction": 0.0}, "ascent-client:1")):
+        design = run(record="nothing", rounds=1, **more).design
+        client, record = ascended(parse(party), design)
+        assert (len(record), design.member[record].sum()) == (200, 100)
+        held = design.owner[record] >= 0
+        assert held.all() == (not more)
+        np.testing.assert_array_equal(client[held], design.owner[record[held]])
+        assert set(client) == ({1} if party == "ascent:1" else set(range(design.n_clients)) - {1})
+        assert np.bincount(client[~held]).max(initial=0) < 40  # dealt to all in turn
+    assert len(ascended(parse("isolate:1"), design)[1]) == 0
 
 
 def test_names_are_read_and_others_refused(digits: Dataset, tmp_path: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from memberscope.errors import DataError
+from memberscope.errors import DataError, RunFolderError
 from memberscope.federated.audit import Asked, audit_federation
+from memberscope.federated.exposure import BY_CLIENT, BY_SERVER
 from memberscope.federated.subject import Subject, of_transcript
 from memberscope.result import Audit
 
@@ -42,7 +44,7 @@ def tiny(tiny_federation: Any) -> Any:
 @pytest.fixture(scope="module")
 def isolated(tiny_federation: Any) -> Any:
     """The server sends client 1 a model of its own."""
-    tiny = tiny_federation(population=700, seed=1)
+    tiny = tiny_federation(population=700)
     for number in tiny.rounds[1:]:
         tiny.sent_apart[number, 1] = tiny.replies[number - 1][1]
     tiny.tampered = ("isolates client 1",)
@@ -99,9 +101,43 @@ def test_malicious_parties_are_reported_apart(found: Audit) -> None:
     (one,) = found.document["federation"]["tampered"]
     assert one["party"] == ["isolates client 1"]
     assert one["clients"] == [1]
+    assert 100 < one["pairs"] <= 120
+    # What the same attacks find of this client where nobody cheats stands beside it: here they find the same.
+    assert one["honest"]["auc"]["attack"] in BY_SERVER
+    assert one["honest"]["auc"]["low"] < one["auc"]["value"] < one["honest"]["auc"]["high"]
     row = row_of(found, "malicious client / server")
     assert row["status"] == "measured"
     assert row["auc"]["value"] == one["auc"]["value"]
+
+
+def test_an_ascending_party_is_judged_on_its_records_from_where_it_sits(
+    tiny: Any, tiny_federation: Any, tmp_path: Path
+) -> None:
+    rows = np.flatnonzero(tiny.owner > 0)[::10]
+    pairs = tiny.owner[rows].astype(np.int64), rows
+    altered = tiny_federation(population=700)
+    seen: dict[str, dict[str, Any]] = {}
+    for party in ("ascent-client:0 (client 0 moves its reply)", "ascent (the server sends all clients a model)"):
+        altered.tampered = (party,)
+        bad = replace(subject_of(altered, tmp_path / "bad"), ascended=pairs)
+        asked = Asked(records=120, population=200, attacks=("loss",))
+        audit = audit_federation(subject_of(tiny, tmp_path / "honest"), asked, tampered=[bad, bad])
+        seen[party[:8]] = audit.document["federation"]["tampered"][0]
+    client, server = seen["ascent-c"], seen["ascent ("]
+    for one, attacks in ((client, BY_CLIENT), (server, BY_SERVER)):
+        assert one["clients"] == [1, 2, 3, 4]
+        assert one["pairs"] == len(rows)
+        assert one["corrected_for"] == 2 * len(attacks)
+        assert one["auc"]["attack"] in attacks
+        assert one["auc"] == one["honest"]["auc"]  # nothing was altered here
+    assert server["auc"]["value"] > client["auc"]["value"] > 0.55
+
+
+def test_what_cannot_be_audited_is_said_before_anything_is_computed(tiny: Any, tmp_path: Path) -> None:
+    for more in ({"tampered": [tmp_path / "none"]}, {"references": [tmp_path / "none"]}):
+        with pytest.raises(RunFolderError, match="none"):
+            audit_federation(subject_of(tiny, tmp_path / "features"), ASKED, **more)
+    assert not (tmp_path / "features").exists()
 
 
 def test_a_run_folder_with_a_federated_page_is_left(found: Audit, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,10 +109,12 @@ def audit_federation(
             f"{about.drawing.seed}."
         )
     chosen = choose(about, asked)
+    altered = [_subject(one) for one in tampered]  # read now: what is wrong with them is better known at once
+    known = [_subject(reference) for reference in references]
+    check(about, known)
     clock.lap("data")
 
     events.stage("Asking the models of the rounds")
-    known = [_subject(reference) for reference in references]
     evidence = observe(about, chosen, asked, events, known)
     clock.lap("features")
 
@@ -135,9 +138,9 @@ def audit_federation(
     section = exposure.describe(about, chosen, evidence, results, confidence=asked.confidence, seed=asked.seed)
     clock.lap("clients")
     malicious = None
-    if tampered:
+    if altered:
         events.stage("Auditing the federations with a malicious party")
-        section["tampered"] = [_tampered(one, about, asked, events) for one in tampered]
+        section["tampered"] = [_tampered(one, about, evidence, asked, events, len(altered)) for one in altered]
         malicious = exposure.malicious_row(section["tampered"])
         clock.lap("tampered")
 
@@ -192,14 +195,7 @@ def choose(about: Subject, asked: Asked) -> Candidates:
 def observe(
     about: Subject, chosen: Candidates, asked: Asked, events: Events, references: Sequence[Subject] = ()
 ) -> Evidence:
-    """What the recording's seat has in hand about the pairs: answers of the last global model, and the rounds.
-
-    Raises
-    ------
-    DataError
-        A reference federation that differs in more than its draws.
-    """
-    check(about, references)
+    """What the recording's seat has in hand about the pairs: answers of the last global model, and the rounds."""
     rows = rows_of(chosen)
     if about.drawing is not None:  # those of clients that never took part have features too
         rows = rows_of(about.drawing.choose(about.owner, about.member, about.labels, by_coin=about.by_coin))
@@ -234,7 +230,8 @@ def _features(
         FeatureWriter(about.prober(rows), about.drawing.folder, identity(about.dataset["fingerprint"], rows))
         return read_features(about.drawing.folder, about.labels[rows], rounds=rounds)
     known = about.identity() | {"records": rows.tolist(), "rounds": rounds}
-    folder = about.features / f"seed{asked.seed}_records{asked.records}_{len(rows)}_every{asked.every}"
+    which = hashlib.sha256(rows.tobytes()).hexdigest()[:8]
+    folder = about.features / f"{len(rows)}_records_{which}_every{asked.every}"
     writer = FeatureWriter(about.prober(rows), folder, known)
     extract(
         transcript,
@@ -275,12 +272,36 @@ def _subject(federation: str | Path | Subject) -> Subject:
     return federation if isinstance(federation, Subject) else subject.of_run(federation)
 
 
-def _tampered(one: str | Path | Subject, honest: Subject, asked: Asked, events: Events) -> dict[str, Any]:
-    about = _subject(one)
+def _tampered(
+    about: Subject, honest: Subject, evidence: Evidence, asked: Asked, events: Events, federations: int
+) -> dict[str, Any]:
+    """What a malicious party achieves, and the same attacks without it; `evidence` is of the honest audit."""
     chosen = choose(about, asked)
-    evidence = observe(about, chosen, asked, events)
+    same = all(np.array_equal(getattr(about, part), getattr(honest, part)) for part in ("labels", "owner", "member"))
+    before: Evidence | None = None
+    if about.ascended is not None and len(about.ascended[0]) and about.drawing is None:
+        client, record = about.ascended
+        known = np.setdiff1d(chosen.population, record)
+        matching = "the records that the party moved models up the loss of"
+        pairs = Candidates(client, record, about.member[record], known, matching)
+        if same and honest.drawing is None:
+            before = observe(honest, pairs, asked, events)
+    else:
+        targets = exposure.targeted(about)
+        rows = np.flatnonzero(np.isin(chosen.client, targets)) if targets else np.arange(len(chosen.client))
+        pairs = replace(chosen, client=chosen.client[rows], record=chosen.record[rows], member=chosen.member[rows])
+        if same and np.array_equal(chosen.record, choose(honest, asked).record):
+            before = evidence.take(rows)
     return exposure.of_tampered(
-        about, honest, chosen, evidence, confidence=asked.confidence, seed=asked.seed, folds=asked.folds
+        about,
+        honest,
+        pairs,
+        observe(about, pairs, asked, events),
+        before,
+        confidence=asked.confidence,
+        seed=asked.seed,
+        folds=asked.folds,
+        federations=federations,
     )
 
 

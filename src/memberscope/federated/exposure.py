@@ -33,6 +33,11 @@ SOURCE_RECORDS = 2000
 WHOSE = ("fl-local-trajectory", "fl-cosine", "fl-fedmia-cosine", "fl-z-cosine", "fl-matched-filter")
 
 
+BY_CLIENT = ("fl-global-loss", "fl-global-trajectory", "fl-global-loss-drop", FIXED[0])
+BY_SERVER = ("fl-local-loss", "fl-local-trajectory", "fl-loss-drop", "fl-cosine", *FIXED)
+"""What a malicious client, which sees global models alone, and a malicious server hold against the pairs."""
+
+
 def describe(
     about: Subject,
     chosen: Candidates,
@@ -182,46 +187,67 @@ def _source(
 def of_tampered(
     about: Subject,
     honest: Subject,
-    chosen: Candidates,
+    pairs: Candidates,
     evidence: Evidence,
+    before: Evidence | None,
     *,
     confidence: float,
     seed: int,
     folds: int,
+    federations: int,
 ) -> dict[str, Any]:
-    """What a malicious party achieves, on the clients that it went for, and the damage to accuracy that shows it."""
-    targets = targeted(about)
-    rows = np.flatnonzero(np.isin(chosen.client, targets)) if targets else np.arange(len(chosen.client))
-    names = ("fl-local-loss", "fl-local-trajectory", "fl-loss-drop", "fl-cosine", *FIXED)
-    seen = evidence.take(rows)
-    held = seen.rounds.knowledge | seen.knowledge if seen.rounds else seen.knowledge
+    """What a malicious party achieves on the pairs that it went for, and the damage to accuracy that shows it.
+
+    Parameters
+    ----------
+    about, honest
+        The federation that it took part in, and the one without it.
+    pairs
+        Those that it went for.
+    evidence, before
+        What is in hand about them with it; and without it, where that is known.
+    confidence
+        Of the intervals, which allow for the choice of the best attack on the best of so many `federations`.
+    seed, folds
+        Of the audit.
+    federations
+        How many with a malicious party are audited.
+    """
+    party = list(about.transcript.tampered) or ["undeclared"]
+    names = BY_CLIENT if all(text.startswith(("ascent-client", "client")) for text in party) else BY_SERVER
+    held = evidence.rounds.knowledge | evidence.knowledge if evidence.rounds else evidence.knowledge
     attacks = [get_attack(n) for n in names if get_attack(n).needs <= held]
-    results = run_attacks(
-        attacks,
-        seen,
-        chosen.member[rows],
-        class_names=about.classes,
-        seed=seed,
-        folds=folds,
-        confidence=1 - (1 - confidence) / max(1, len(attacks)),
-    )
-    fpr = lowest_supported_fpr(int((~chosen.member[rows]).sum()))
-    best, by_auc = strongest(results, fpr), strongest(results, None)
-    accuracy = {"tampered": about.accuracy(), "honest": honest.accuracy()}
-    told: dict[str, Any] = {
-        "party": list(about.transcript.tampered) or ["undeclared"],
-        "clients": [int(k) for k in targets] or "all",
-        "accuracy": accuracy,
-        "corrected_for": len(attacks),
-        "tpr": None,
-        "auc": None,
+    fpr = lowest_supported_fpr(int((~pairs.member).sum()))
+    choices = max(1, len(attacks) * federations)
+
+    def found(seen: Evidence) -> dict[str, Any]:
+        results = run_attacks(
+            attacks,
+            seen,
+            pairs.member,
+            class_names=about.classes,
+            seed=seed,
+            folds=folds,
+            confidence=1 - (1 - confidence) / choices,
+        )
+        best, by_auc = strongest(results, fpr), strongest(results, None)
+        if best is None or best.evaluation is None or by_auc is None or by_auc.evaluation is None:
+            return {"tpr": None, "auc": None}
+        tpr = None if fpr is None else best.evaluation.tpr_at(fpr).tpr
+        return {
+            "tpr": fpr and {"attack": best.name, "fpr": fpr, "estimate": None if tpr is None else asdict(tpr)},
+            "auc": {"attack": by_auc.name, **asdict(by_auc.evaluation.auc)},
+        }
+
+    return {
+        "party": party,
+        "clients": [int(k) for k in np.unique(pairs.client)],
+        "pairs": len(pairs.record),
+        "accuracy": {"tampered": about.accuracy(), "honest": honest.accuracy()},
+        "corrected_for": choices,
+        **found(evidence),
+        "honest": None if before is None else found(before),
     }
-    if best is None or best.evaluation is None or by_auc is None or by_auc.evaluation is None:
-        return told
-    if fpr is not None:
-        tpr = best.evaluation.tpr_at(fpr).tpr
-        told["tpr"] = {"attack": best.name, "fpr": fpr, "estimate": None if tpr is None else asdict(tpr)}
-    return told | {"auc": {"attack": by_auc.name, **asdict(by_auc.evaluation.auc)}}
 
 
 def malicious_row(tampered: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

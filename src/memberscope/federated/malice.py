@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from memberscope.training.recipe import Recipe
 
 KINDS = ("isolate", "ascent", "ascent-client")
-_GAMMA = {"isolate": 0.0, "ascent": 2e-4, "ascent-client": 2e-3}
-_CANDIDATES = 100
-_AT_ONCE = 10
+_GAMMA = {"isolate": 0.0, "ascent": 2e-4, "ascent-client": 1e-3}
+_CANDIDATES = 200
+"""Half of them non-members: as many as a false-positive rate of 10 % takes."""
+_AT_ONCE = 20
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,7 @@ def put_in_place(
     def model() -> nn.Module:
         return build_for(recipe, dataset.input_shape, dataset.n_classes)
 
-    mine = design.owner == client
-    whose = mine if malice.kind == "ascent" else ~mine & (design.owner >= 0)
-    rows = np.r_[_some(design.member & whose), _some(~design.member & whose)]
+    rows = ascended(malice, design)[1]
     x, y = _inputs(dataset, rows, normalisation), dataset.y[rows]
     if malice.kind == "ascent":
         party = tamper.GradientAscent(model, x, y, gamma=malice.gamma, client=client, at_once=_AT_ONCE)
@@ -108,6 +107,28 @@ def put_in_place(
     text = f"ascent-client:{client} (client {client} moves its reply up the loss of {len(x)} records of others)"
     mods = (tamper.ascent_mod(model, x, y, clients=(client,), gamma=malice.gamma),)
     return (lambda strategy: tamper.declare(strategy, text)), mods
+
+
+def ascended(malice: Malice, design: Design) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The pairs of client and record that an ascending party asks about: half trained on, half not.
+
+    Where clients hold no record that they do not train on, the others are of nobody, dealt to the clients in turn.
+
+    Returns
+    -------
+    int64 [n] clients and int64 [n] pool indices; empty for an isolating server.
+    """
+    if malice.kind == "isolate":
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    mine = design.owner == malice.client
+    whose = mine if malice.kind == "ascent" else ~mine & (design.owner >= 0)
+    outside = ~design.member & whose
+    rows = np.r_[_some(design.member & whose), _some(outside if outside.any() else design.owner < 0)]
+    client = design.owner[rows].astype(np.int64)
+    gone_for = np.unique(client[client >= 0])
+    of_nobody = np.flatnonzero(client < 0)
+    client[of_nobody] = gone_for[np.arange(len(of_nobody)) % len(gone_for)]
+    return client, rows
 
 
 def _some(which: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from memberscope.errors import DataError, RunFolderError
-from memberscope.federated import online
+from memberscope.federated import malice, online
 from memberscope.federated.online import Drawing, fingerprint_of
 from memberscope.federated.partition import Partition
 from memberscope.federated.prober import Prober
@@ -54,6 +54,9 @@ class Subject:
         None where there is none.
     drawing
         How the records were drawn that features were computed for while it trained; None: models are on record.
+    ascended
+        Clients int64 [n] and pool indices int64 [n] of the pairs whose records a malicious party moved models up the
+        loss of (`memberscope.federated.malice`); None: no party did, or it is not known of which.
     """
 
     transcript: Transcript
@@ -72,6 +75,7 @@ class Subject:
     content: Callable[[NDArray[np.int64]], NDArray[Any]] | None = field(default=None, repr=False)
     privacy: Mapping[str, Any] = field(default_factory=dict)
     drawing: Drawing | None = None
+    ascended: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     @property
     def clients(self) -> NDArray[np.int64]:
@@ -169,6 +173,7 @@ def of_run(folder: str | Path) -> Subject:
         learning_rate=model.recipe.learning_rate or _usual_rate(model.recipe.optimizer),
         content=lambda rows: pool.x[rows],
         drawing=online.read(folder),
+        ascended=malice.ascended(malice.parse(config.malicious), trained.design) if config.malicious else None,
         privacy={"clients": trained.summary["privacy"], "canaries": trained.summary.get("canaries")},
     )
 

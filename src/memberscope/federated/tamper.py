@@ -292,7 +292,10 @@ def attach_grid(grid: G, party: MaliciousServer) -> G:
 
 
 def declare(tapped: S, text: str) -> S:
-    """Name a malicious party to the tap of a strategy or grid, which writes it into the transcript."""
+    """Name a malicious party to the tap of a strategy or grid, which writes it into the transcript.
+
+    A text that begins with `ascent-client` or `client` names a client: an audit gives it what clients see, no more.
+    """
     known: list[str] = [*getattr(tapped, TAMPERED, ()), text]
     setattr(tapped, TAMPERED, known)
     return tapped

@@ -184,19 +184,38 @@ def _tampered(tampered: Sequence[Mapping[str, Any]]) -> Table | None:
         return None
     rows = []
     for t in tampered:
-        clients = t["clients"] if isinstance(t["clients"], str) else ", ".join(map(str, t["clients"]))
-        tpr, accuracy = t["tpr"], t["accuracy"]
+        accuracy, honest = t["accuracy"], t.get("honest") or {}
         rows.append(
             [
                 Cell(wording.listing(t["party"])),
-                Cell(clients),
+                Cell(_clients(t)),
                 Cell(t["auc"]["attack"] if t["auc"] else wording.MISSING),
                 estimate_cell(t["auc"]),
-                estimate_cell(tpr["estimate"], as_percent=True) if tpr else Cell("n too small", "", "muted"),
-                Cell(wording.rate(tpr["fpr"]) if tpr else wording.DASH),
+                estimate_cell(honest.get("auc")),
+                _rate(t["tpr"]),
+                _rate(honest.get("tpr")),
+                Cell(wording.rate(t["tpr"]["fpr"]) if t["tpr"] else wording.DASH),
                 Cell(wording.percent(accuracy["tampered"]), f"honest {wording.percent(accuracy['honest'])}"),
             ]
         )
-    header = ("Malicious party", "Clients attacked", "Attack", "AUC", "TPR", "at FPR", "Accuracy of the global model")
-    caption = "The attack that does best on these clients; intervals allow for having picked it."
+    header = (
+        *("Malicious party", "Against", "Attack", "AUC", "without it", "TPR", "without it", "at FPR"),
+        "Accuracy of the global model",
+    )
+    caption = (
+        "The attack that does best on what the party went for, with it and without it; intervals allow for having "
+        "picked attack and federation."
+    )
     return Table(header, rows, caption)
+
+
+def _clients(told: Mapping[str, Any]) -> str:
+    clients = told["clients"]
+    if isinstance(clients, str) or "pairs" not in told:  # of an earlier version
+        return str(clients)
+    named = f"client {clients[0]}" if len(clients) == 1 else f"{len(clients)} clients"
+    return f"{named}, {told['pairs']:,} records"
+
+
+def _rate(tpr: Mapping[str, Any] | None) -> Cell:
+    return estimate_cell(tpr["estimate"], as_percent=True) if tpr else Cell("n too small", "", "muted")
