@@ -133,7 +133,9 @@ def test_an_ascending_party_is_judged_on_its_records_from_where_it_sits(
     assert server["auc"]["value"] > client["auc"]["value"] > 0.55
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Flower's own imports
 def test_what_cannot_be_audited_is_said_before_anything_is_computed(tiny: Any, tmp_path: Path) -> None:
+    pytest.importorskip("flwr")
     for more in ({"tampered": [tmp_path / "none"]}, {"references": [tmp_path / "none"]}):
         with pytest.raises(RunFolderError, match="none"):
             audit_federation(subject_of(tiny, tmp_path / "features"), ASKED, **more)

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from memberscope.attacks.base import Card, InformedAttack, Scores
 from memberscope.attacks.federated import GLOBAL, UPDATES, FederatedAttack, PairAttack, by_client_and_class, rounds_of
+from memberscope.attacks.federated_filter import UpdateFilter
 from memberscope.attacks.federated_global import GlobalLoss, GlobalLossDrop
 from memberscope.attacks.federated_scores import ZCosine, ZLoss
 from memberscope.attacks.federated_updates import Cosine, Dot, LocalLoss, LocalTrajectory, LossDrop
 from memberscope.evidence import Evidence
+from memberscope.knowledge import Knowledge
 from memberscope.round_features import Floats
 from memberscope.rounds import Rounds
 
@@ -172,3 +174,24 @@ class Nasr(Learned):
         from memberscope.attacks.trees import log_odds
 
         return log_odds(self._classifier, np.column_stack([columns, labels]), columns.sum(axis=1))
+
+
+class StackedTrees(Nasr):
+    """Boosted trees on the features of Nasr et al., the scores of other attacks and the matched filter."""
+
+    name, title = "fl-stacked-trees", "White-box features and attacks, combined by trees"
+    needs = UPDATES | {Knowledge.POPULATION}
+    card = Card(
+        "stacking (Wolpert 1992) of the attacks listed here and the features of Nasr, Shokri, Houmansadr, S&P 2019",
+        f"gradient-boosted trees on what `{Nasr.name}` and `{Stacked.name}` learn from, and the score of "
+        f"`{UpdateFilter.name}`; cross-fitted over clients",
+        "as those attacks, and the membership of other clients' records",
+        "trees learn least where few members are known; needs three clients a round",
+    )
+
+    def _columns(self, rounds: Rounds, population: Rounds) -> tuple[Floats, Floats]:
+        white_box, combined = super()._columns(rounds, population), Stacked()._columns(rounds, population)
+        mine, theirs = UpdateFilter().both(rounds, population)
+        filtered = _normal(mine, rounds, theirs, population)
+        first, second = (np.column_stack(parts) for parts in zip(white_box, combined, filtered, strict=True))
+        return first, second

@@ -7,7 +7,7 @@ from memberscope.attacks.federated import FederatedAttack, raw
 from memberscope.attacks.federated_fedmia import FedMiaCosine, FedMiaLoss
 from memberscope.attacks.federated_filter import GlobalFilter, SumFilter, UpdateFilter
 from memberscope.attacks.federated_global import GlobalGradientNorm, GlobalLoss, GlobalLossDrop, GlobalTrajectory
-from memberscope.attacks.federated_learned import GlobalSeries, LocalSeries, Nasr, Stacked
+from memberscope.attacks.federated_learned import GlobalSeries, LocalSeries, Nasr, Stacked, StackedTrees
 from memberscope.attacks.federated_references import ReferenceSeries
 from memberscope.attacks.federated_scores import ZCosine, ZLoss
 from memberscope.attacks.federated_sums import SumCosine, SumDot
@@ -46,6 +46,7 @@ FEDERATED: tuple[type[FederatedAttack], ...] = (
     LocalSeries,
     Stacked,
     Nasr,
+    StackedTrees,
     ReferenceSeries,
 )
 """Attacks on the rounds of a federation, from the weakest seat to the strongest."""
