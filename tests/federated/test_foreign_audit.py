@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,10 @@ def test_an_unmodified_app_is_audited_by_one_command_and_again_from_its_recordin
     assert found["headline"] == "fl-matched-filter"
     assert (out / "report.html").is_file()
     assert not list((app_dir.parent / "outputs").glob("*"))
+    (command,) = found["reproduce"]
+    words = shlex.split(command)
+    assert words[:4] == ["memberscope", "federate", "audit", app_dir.name]
+    assert sorted(words[4:]) == sorted((*given, "--run-config", SHORT))
     t = Transcript.open(out / "transcript")
     assert t.rounds == [1, 2, 3, 4]
     assert t.problems == ()

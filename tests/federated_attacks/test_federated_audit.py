@@ -82,6 +82,9 @@ def test_each_record_is_asked_about_once_with_its_own_client(found: Audit, tiny:
     assert len(np.unique(found.index)) == len(found.index)
     np.testing.assert_array_equal(found.member, tiny.member[found.index])
     assert (tiny.owner[found.index] >= 0).all()
+    assert found.document["reproduce"] == [
+        f"memberscope federate audit tiny --candidates 120 --attacks {' '.join(ATTACKS)}"
+    ]
 
 
 def test_clients_are_told_apart(found: Audit) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from memberscope import document, environment, membership, seeds
 from memberscope.attacks.runner import run_attacks, select
 from memberscope.checks import Context, Finding, check_codes, run_checks
+from memberscope.config import to_flags
 from memberscope.events import Events
 from memberscope.evidence import Evidence
 from memberscope.federated import candidates, exposure, subject
@@ -160,10 +162,10 @@ def audit_federation(
         findings=findings,
         settings=settings,
         environment=environment.describe(about.target["device"]),
-        run=run_facts(clock, f"memberscope federate audit {about.name}", asked.seed),
+        run=run_facts(clock, f"memberscope federate audit {about.command or about.name}", asked.seed),
         policy=None,
         top_records=None,
-        reproduce=[_again(about, known, asked)],
+        reproduce=[_again(about, known, altered, asked)],
         confidence=asked.confidence,
         seed=asked.seed,
         federation=section,
@@ -305,9 +307,19 @@ def _tampered(
     )
 
 
-def _again(about: Subject, references: Sequence[Subject], asked: Asked) -> str:
-    named = "".join(f" {reference.name}" for reference in references)
-    return f"memberscope federate audit {about.name}{f' --references{named}' if named else ''} --seed {asked.seed}"
+def _again(about: Subject, references: Sequence[Subject], altered: Sequence[Subject], asked: Asked) -> str:
+    """The command that gives the same figures."""
+    asked_for = {"candidates" if f.name == "records" else f.name: getattr(asked, f.name) for f in fields(Asked)}
+    usual = {"candidates" if f.name == "records" else f.name: f.default for f in fields(Asked)}
+    del asked_for["population"]  # for Python alone
+    if asked.policy is not None:
+        asked_for["policy"] = asked.policy.name
+    named = {
+        "references": [Path(one.name).name for one in references],
+        "tampered": [Path(one.name).name for one in altered if one.ascended is not None],
+    }
+    flags = to_flags(named | asked_for, usual)
+    return f"memberscope federate audit {about.command or shlex.quote(about.name)} {flags}".rstrip()
 
 
 def _record_facts(about: Subject, chosen: Candidates) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memberscope.config import to_flags
 from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.federated.foreign import FlowerApp, inside, read_app, run_app
@@ -70,6 +72,15 @@ class ForeignSettings:
     seed: int = 0
 
     @property
+    def flags(self) -> str:
+        """What is not at its default, as flags of the command line; the seed is the audit's."""
+        settings = asdict(self)
+        del settings["seed"]
+        if settings["records"].endswith(".npz"):
+            settings["records"] = Path(settings["records"]).name
+        return to_flags(settings, {f.name: f.default for f in fields(self)})
+
+    @property
     def taping(self) -> Taping:
         """What to record."""
         return Taping(
@@ -123,7 +134,8 @@ def of_app(
         transcript = run_app(
             app, out / name, n_clients=number, taping=settings.taping, malice=party, seed=settings.seed
         )
-        subjects.append(_subject(transcript, module, records, settings, app.name, _facts(app, number)))
+        subject = _subject(transcript, module, records, settings, app.name, _facts(app, number))
+        subjects.append(replace(subject, command=f"{shlex.quote(app.folder.name)} {settings.flags}"))
     return subjects[0], subjects[1:]
 
 
@@ -154,7 +166,9 @@ def of_recording(transcript: Path, settings: ForeignSettings, *, app: Path | Non
         config, facts = known.config, _facts(known, number)
     with inside((app or Path.cwd()).expanduser().resolve()):
         records, module = _loaded(settings, list(range(number)), config)
-    return _subject(recorded, module, records, settings, transcript.name, facts)
+    subject = _subject(recorded, module, records, settings, transcript.name, facts)
+    source = "" if app is None else f"{shlex.quote(app.resolve().name)} "
+    return replace(subject, command=f"{source}--transcript {shlex.quote(transcript.name)} {settings.flags}")
 
 
 def malicious_server(text: str) -> Callable[[Grid], Grid]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,9 @@ class Subject:
     features
         Folder in which features of the rounds are kept.
     name
-        Of the federation, as a command line gives it.
+        Of the federation.
+    command
+        What names it after `memberscope federate audit`, without folders of this machine; empty: its name.
     learning_rate
         Of the clients' optimiser, where the server sets it; None: unknown.
     content
@@ -76,6 +79,7 @@ class Subject:
     privacy: Mapping[str, Any] = field(default_factory=dict)
     drawing: Drawing | None = None
     ascended: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    command: str = ""
 
     @property
     def clients(self) -> NDArray[np.int64]:
@@ -170,6 +174,7 @@ def of_run(folder: str | Path) -> Subject:
         settings=config.to_dict(),
         features=folder / FEATURES,
         name=str(folder),
+        command=shlex.quote(folder.resolve().name),
         learning_rate=model.recipe.learning_rate or _usual_rate(model.recipe.optimizer),
         content=lambda rows: pool.x[rows],
         drawing=online.read(folder),
