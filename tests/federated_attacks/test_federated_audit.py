@@ -93,7 +93,7 @@ def test_clients_are_told_apart(found: Audit) -> None:
     assert {c["name"] for c in clients} == {f"client {k}" for k in range(5)}
     assert all(c["auc"]["low"] > 0.5 for c in clients)
     whose = {a["attack"]: a["auc"] for a in told["whose"]["attacks"]}
-    assert whose["fl-matched-filter"]["low"] > 0.6
+    assert whose["fl-update-matched-filter"]["low"] > 0.6
     for way in told["whose"]["source"]:
         assert way["accuracy"]["low"] > way["chance"] == 0.2
         assert sum(r["records"] for r in way["recall"]) == way["accuracy"]["n"]

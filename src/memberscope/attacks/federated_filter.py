@@ -9,7 +9,7 @@
    share, and nobody has to be told who they are. Observations are turned so that members score higher; as far as d is
    noise it is drawn towards one positive value for all of them, and it is never negative.
 
-Each seat observes what the weaker ones do, and more. docs/federated_attacks.md says what it was chosen on, and how it
+Each seat observes what a client does, and more. docs/federated_attacks.md says what it was chosen on, and how it
 does elsewhere.
 """
 
@@ -110,26 +110,47 @@ class SumFilter(Filter):
 
 
 class UpdateFilter(Filter):
-    """On every client's update."""
+    """On every client's update alone, which tells clients apart."""
 
-    name, title = "fl-matched-filter", "Matched filter over rounds and layers"
+    name, title = "fl-update-matched-filter", "Matched filter over the client's updates"
     needs = UPDATES | {Knowledge.POPULATION}
     card = Card(
         "this project; the gradient-update cosine of Li, Li, Ribeiro, ICLR 2023, by layer, compared among clients as "
         "in FedMIA (Zhu et al., CVPR 2025)",
-        "each layer's part of the cosine, and phi under the client's model, less their prediction from the other "
-        f"clients and the global model, and what `{GlobalFilter.name}` observes; {_HOW}",
-        "one gradient a record and round for all clients together, one forward pass a client",
+        f"each layer's part of the cosine less its prediction from the other clients and the global model; {_HOW}",
+        "one gradient a record and round, for all clients together",
         _TRAP,
     )
 
     def observations(self, rounds: Rounds, phi: Floats, norm: Floats, after: Floats) -> Iterator[Observation]:
-        """Each layer's part of the cosine and the client's confidence, given the others'; and the global models."""
-        for name in (*(f"part-{part}" for part in range(rounds.features.n_parts)), "phi"):
-            own, others = rounds.own(name), rounds.others(name).mean
-            for t in range(rounds.n_rounds):
-                yield own[t], (np.nan_to_num(others[t]), phi[t], norm[t], after[t])
+        """Each layer's part of the cosine, given the other clients', and confidence and gradient norm."""
+        for part in range(rounds.features.n_parts):
+            yield from _given_the_others(f"part-{part}", rounds, phi, norm, after)
+
+
+class ServerFilter(UpdateFilter):
+    """On every client's update and model, and the global models: all that a server sees."""
+
+    name, title = "fl-matched-filter", "Matched filter over rounds and layers"
+    card = Card(
+        UpdateFilter.card.paper,
+        f"what `{UpdateFilter.name}` and `{GlobalFilter.name}` observe, and phi under the client's model less its "
+        f"prediction from the other clients' and the global models; {_HOW}",
+        f"{UpdateFilter.card.cost}, and one forward pass a client",
+        f"{_TRAP}; the global models do not tell whose a record is",
+    )
+
+    def observations(self, rounds: Rounds, phi: Floats, norm: Floats, after: Floats) -> Iterator[Observation]:
+        """Those of both, and the confidence of the client's model, given the other clients'."""
+        yield from super().observations(rounds, phi, norm, after)
+        yield from _given_the_others("phi", rounds, phi, norm, after)
         yield from _of_global_models(rounds, phi, norm, after)
+
+
+def _given_the_others(name: str, rounds: Rounds, phi: Floats, norm: Floats, after: Floats) -> Iterator[Observation]:
+    own, others = rounds.own(name), rounds.others(name).mean
+    for t in range(rounds.n_rounds):
+        yield own[t], (np.nan_to_num(others[t]), phi[t], norm[t], after[t])
 
 
 def _of_global_models(rounds: Rounds, phi: Floats, norm: Floats, after: Floats) -> Iterator[Observation]:

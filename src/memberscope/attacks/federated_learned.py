@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from memberscope.attacks.base import Card, InformedAttack, Scores
 from memberscope.attacks.federated import GLOBAL, UPDATES, FederatedAttack, PairAttack, by_client_and_class, rounds_of
-from memberscope.attacks.federated_filter import UpdateFilter
+from memberscope.attacks.federated_filter import ServerFilter
 from memberscope.attacks.federated_global import GlobalLoss, GlobalLossDrop
 from memberscope.attacks.federated_scores import ZCosine, ZLoss
 from memberscope.attacks.federated_updates import Cosine, Dot, LocalLoss, LocalTrajectory, LossDrop
@@ -184,14 +184,14 @@ class StackedTrees(Nasr):
     card = Card(
         "stacking (Wolpert 1992) of the attacks listed here and the features of Nasr, Shokri, Houmansadr, S&P 2019",
         f"gradient-boosted trees on what `{Nasr.name}` and `{Stacked.name}` learn from, and the score of "
-        f"`{UpdateFilter.name}`; cross-fitted over clients",
+        f"`{ServerFilter.name}`; cross-fitted over clients",
         "as those attacks, and the membership of other clients' records",
         "trees learn least where few members are known; needs three clients a round",
     )
 
     def _columns(self, rounds: Rounds, population: Rounds) -> tuple[Floats, Floats]:
         white_box, combined = super()._columns(rounds, population), Stacked()._columns(rounds, population)
-        mine, theirs = UpdateFilter().both(rounds, population)
+        mine, theirs = ServerFilter().both(rounds, population)
         filtered = _normal(mine, rounds, theirs, population)
         first, second = (np.column_stack(parts) for parts in zip(white_box, combined, filtered, strict=True))
         return first, second

@@ -5,7 +5,7 @@ from __future__ import annotations
 from memberscope.attacks.base import Attack
 from memberscope.attacks.federated import FederatedAttack, raw
 from memberscope.attacks.federated_fedmia import FedMiaCosine, FedMiaLoss
-from memberscope.attacks.federated_filter import GlobalFilter, SumFilter, UpdateFilter
+from memberscope.attacks.federated_filter import GlobalFilter, ServerFilter, SumFilter, UpdateFilter
 from memberscope.attacks.federated_global import GlobalGradientNorm, GlobalLoss, GlobalLossDrop, GlobalTrajectory
 from memberscope.attacks.federated_learned import GlobalSeries, LocalSeries, Nasr, Stacked, StackedTrees
 from memberscope.attacks.federated_references import ReferenceSeries
@@ -43,6 +43,7 @@ FEDERATED: tuple[type[FederatedAttack], ...] = (
     ZCosine,
     ZLoss,
     UpdateFilter,
+    ServerFilter,
     LocalSeries,
     Stacked,
     Nasr,
@@ -51,7 +52,7 @@ FEDERATED: tuple[type[FederatedAttack], ...] = (
 )
 """Attacks on the rounds of a federation, from the weakest seat to the strongest."""
 
-FIXED = (GlobalFilter.name, SumFilter.name, UpdateFilter.name)
+FIXED = (GlobalFilter.name, SumFilter.name, ServerFilter.name)
 """Of each seat the attack fixed in advance, from the weakest seat to the strongest."""
 
 

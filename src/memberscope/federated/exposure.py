@@ -30,7 +30,7 @@ from memberscope.statistics.source import source_inference
 SHOWN_CLIENTS = 50
 SOURCE_RECORDS = 2000
 """Records whose client is sought, at most: every one is held against every client."""
-WHOSE = ("fl-local-trajectory", "fl-cosine", "fl-fedmia-cosine", "fl-z-cosine", "fl-matched-filter")
+WHOSE = ("fl-local-trajectory", "fl-cosine", "fl-fedmia-cosine", "fl-z-cosine", UpdateFilter.name)
 
 
 BY_CLIENT = ("fl-global-loss", "fl-global-trajectory", "fl-global-loss-drop", FIXED[0])
