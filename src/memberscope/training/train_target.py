@@ -211,7 +211,9 @@ class _Training:
         for number, parameter in enumerate(self._parameters()):
             # In the layout of the parameter: fused optimisers walk through both memories side by side.
             self.optimizer.state[parameter] = {
-                name: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+                name: torch.empty_like(parameter).copy_(value)
+                if value.shape == parameter.shape
+                else value.to(parameter.device)  # the number of steps: fused optimisers want it beside the weights
                 for name, value in state.optimizer.get(number, {}).items()
             }
 
