@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from memberscope.defenses.registry import in_force
 from memberscope.errors import ConfigError
 from memberscope.training import train_target
-from memberscope.training.batches import Records, StackedRecords, draw, fixed
+from memberscope.training.batches import Records, StackedRecords, fixed
 from memberscope.training.checkpoint import Writer, digest_of, key
 from memberscope.training.compiling import compiled as compiled_step
 from memberscope.training.hardware import cpu_threads, resolve_device
@@ -222,17 +222,7 @@ class _Stack:
 
     def _draws(self, epoch: int) -> Iterator[_Batch]:
         """What the models draw for an epoch, a batch of all at a time."""
-        draws = [
-            draw(
-                len(model.members),
-                self.recipe.batch_size,
-                self.recipe.augmentation,
-                model.members.padding,
-                model._generator("batching", epoch),
-                model._generator("augmentation", epoch),
-            )
-            for model in self.models
-        ]
+        draws = [model.draws(epoch) for model in self.models]
         order = self._on_device([np.concatenate(d.batches) for d in draws])
         flip = None if draws[0].flip is None else self._on_device([d.flip for d in draws])
         offset = None if draws[0].offset is None else self._on_device([d.offset for d in draws])

@@ -277,15 +277,7 @@ class _Training:
 
     def _epoch(self, epoch: int, progress: Progress | None) -> None:
         torch.manual_seed(self._seed("dropout", epoch))
-        draws = draw(
-            len(self.members),
-            self.recipe.batch_size,
-            self.recipe.augmentation,
-            self.members.padding,
-            self._generator("batching", epoch),
-            self._generator("augmentation", epoch),
-            poisson=self.gradient is not None and self.gradient.poisson,
-        )
+        draws = self.draws(epoch)
         mixing = self._generator("mixing", epoch)
         self.objective.epoch(self._generator("reference", epoch))
         noise = None if self.gradient is None else torch.Generator(self.device).manual_seed(self._seed("noise", epoch))
@@ -307,6 +299,18 @@ class _Training:
         self.trained_records += sum(map(len, draws.batches))
         if not all(bool(torch.isfinite(p).all()) for p in self._parameters()):
             self._check_finite(math.nan, epoch, steps, steps)
+
+    def draws(self, epoch: int) -> Draws:
+        """The order of the records in an epoch, and their augmentation."""
+        return draw(
+            len(self.members),
+            self.recipe.batch_size,
+            self.recipe.augmentation,
+            self.members.padding,
+            self._generator("batching", epoch),
+            self._generator("augmentation", epoch),
+            poisson=self.gradient is not None and self.gradient.poisson,
+        )
 
     def _set_rate(self, time_: float) -> None:
         for group in self.optimizer.param_groups:
