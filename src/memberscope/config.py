@@ -242,7 +242,7 @@ class AuditConfig:
     @property
     def model_dir(self) -> Path:
         """Where trained models go."""
-        return self.models_dir or Path(os.environ.get("MEMBERSCOPE_MODELS_DIR") or "models")
+        return self.models_dir or default_models_dir()
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, JSON-able: the recipe's settings stand beside the others, as the flags do. None is left out."""
@@ -255,6 +255,11 @@ class AuditConfig:
         settings = {key: value for key, value in self.to_dict().items() if key not in _OF_THE_MACHINE}
         flags = to_flags(settings, AuditConfig(dataset=self.dataset).to_dict())
         return f"memberscope audit --dataset {shlex.quote(self.dataset)} {flags}".rstrip()
+
+
+def default_models_dir() -> Path:
+    """Where trained models go unless told otherwise: $MEMBERSCOPE_MODELS_DIR, else ./models."""
+    return Path(os.environ.get("MEMBERSCOPE_MODELS_DIR") or "models")
 
 
 def default_output_dir() -> Path:

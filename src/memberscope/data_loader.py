@@ -6,10 +6,11 @@ point of the group ``memberscope.datasets`` that leads to a `DatasetEntry`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from memberscope.records.npz import KEYS, read_npz
 from memberscope.records.official import load_official, read_cifar10, read_cifar100, read_idx_files, read_svhn_files
 from memberscope.records.pool import Dataset, check_records
 
-__all__ = ["DATASETS", "Dataset", "DatasetEntry", "Request", "available", "check_records", "load"]
+__all__ = ["DATASETS", "Dataset", "DatasetEntry", "Request", "available", "check_records", "load", "provided"]
 
 ENTRY_POINTS = "memberscope.datasets"
 _DIGITS_SPLIT_SEED = 20
@@ -57,6 +58,21 @@ class DatasetEntry:
     takes_path: bool = False
 
 
+_provided: dict[str, Dataset] = {}
+
+
+@contextlib.contextmanager
+def provided(datasets: Mapping[str, Dataset]) -> Iterator[None]:
+    """Inside the block `load` gives these by name: records that came with the work, where their files need not be."""
+    before = dict(_provided)
+    _provided.update(datasets)
+    try:
+        yield
+    finally:
+        _provided.clear()
+        _provided.update(before)
+
+
 def load(
     name: str,
     data_dir: Path | None = None,
@@ -87,6 +103,8 @@ def load(
         An unknown name; files that are missing, damaged, not the official ones, or hostile; records that
         `check_records` refuses.
     """
+    if name in _provided:
+        return _provided[name]
     kind, colon, path = name.partition(":")
     entry = _entry(kind)
     if entry.takes_path != bool(path) or bool(path) != bool(colon):

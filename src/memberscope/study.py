@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from memberscope import study_table
-from memberscope.config import default_output_dir
-from memberscope.errors import MemberscopeError
+from memberscope.config import default_models_dir, default_output_dir
 from memberscope.events import Events
-from memberscope.study_config import StudyConfig
+from memberscope.study_cells import Job, Outcome, run_at_once, run_here
+from memberscope.study_config import Cell, StudyConfig
 from memberscope.study_files import write_tables
+from memberscope.training.scheduler import is_cluster
 
 Document = Mapping[str, Any]
 
@@ -93,10 +91,11 @@ def state(config: StudyConfig, folder: Path) -> Study:
 
 
 def run(config: StudyConfig, where: Mapping[str, Any] | None = None, /, *, events: Events | None = None) -> Study:
-    """Run the audits of a study that are missing, one after the other, and write its tables after each.
+    """Run the audits of a study that are missing, and write its tables after each.
 
     An audit that fails is told and left out, and the others go on. Several processes may run one study at once: an
-    audit that another one is at is left to it.
+    audit that another one is at is left to it. On a cluster audits are made at once, each with its trainings, unless
+    it is quicker to make one after the other and spread the reference models of each.
 
     Parameters
     ----------
@@ -112,69 +111,55 @@ def run(config: StudyConfig, where: Mapping[str, Any] | None = None, /, *, event
     MemberscopeError
         The folder cannot be written.
     """
-    from memberscope.audit import audit
-
     events, where = events or Events(), dict(where or {})
     out = where.pop("out", None)
-    folder = folder_of(config, None if out is None else Path(out))
-    cells = config.cells()
+    folder = folder_of(config, None if out is None else Path(out)).resolve()
+    where["models_dir"] = Path(where.get("models_dir") or default_models_dir()).resolve()
+    job = Job(make_audit, config.cells(), folder / "cells", "results.json", "audit", where)
     failures: dict[str, str] = {}
     busy: list[str] = []
-    begun, done_here = time.perf_counter(), 0
-    for number, cell in enumerate(cells, start=1):
-        path = folder / "cells" / cell.key
-        if (path / "results.json").is_file():
+    for outcome in _outcomes(job, events):
+        if outcome.busy:
+            busy.append(outcome.cell.key)
             continue
-        with _claim(folder / "cells" / f".{cell.key}.lock") as ours:
-            if not ours:
-                busy.append(cell.key)
-                events.note(f"Audit {number} of {len(cells)} ({cell}): another process is at it.")
-                continue
-            if (path / "results.json").is_file():
-                continue
-            events.stage(f"Audit {number} of {len(cells)}: {cell}{_pace(begun, done_here)}")
-            try:
-                audit(cell.config(where), events=events).save(path)
-            except Exception as error:  # of a long study the other audits are not lost with one, whatever ended it
-                told = str(error) if isinstance(error, MemberscopeError) else f"{type(error).__name__}: {error}"
-                failures[cell.key] = told
-                events.note(f"Audit {number} of {len(cells)} ({cell}) failed: {told}")
-                continue
-            except KeyboardInterrupt:
-                there = len(state(config, folder).documents)
-                told = f"{there} of {len(cells)} audits of the study are done and kept"
-                raise KeyboardInterrupt(f"{told}; the same command goes on from there") from None
-            done_here += 1
-        found = state(config, folder)
-        write_tables(Study(config, folder, found.documents, failures, tuple(busy)))
+        if outcome.failure:
+            failures[outcome.cell.key] = outcome.failure
+        write_tables(Study(config, folder, state(config, folder).documents, failures, tuple(busy)))
     found = state(config, folder)
     study = Study(config, folder, found.documents, failures, tuple(k for k in busy if k not in found.documents))
     write_tables(study)
     return study
 
 
-def _pace(begun: float, done: int) -> str:
-    from memberscope.report.wording import duration
+def make_audit(cell: Cell, path: Path, where: Mapping[str, Any], events: Events, /) -> None:
+    """Make one audit of a study."""
+    from memberscope.audit import audit
 
-    if not done:
-        return ""
-    each = (time.perf_counter() - begun) / done
-    return f" (until now {duration(each)} each)"
+    audit(cell.config(where), events=events).save(path)
 
 
-@contextlib.contextmanager
-def _claim(path: Path) -> Iterator[bool]:
-    """Whether this process has the audit; released when the process ends, however it does."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        told = f"cannot write {path.parent}: {error.strerror or error}"
-        raise MemberscopeError(told, "choose another folder with --out") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
+def _outcomes(job: Job, events: Events) -> Iterator[Outcome]:
+    workers = job.where.get("workers")
+    if not is_cluster(workers):
+        yield from run_here(job, events)
+        return
+    from memberscope.training.ray_cluster import Cluster
+
+    with Cluster(str(workers)) as cluster:
+        slots = sum(int(resources.get("CPU", 0)) for resources in cluster.nodes())
+        if audits_first(job, slots):
+            alone = {**job.where, "workers": "1", "threads": job.where.get("threads") or 1}
+            yield from run_at_once(replace(job, where=alone), cluster, events)
             return
-        yield True
+    yield from run_here(job, events)
+
+
+def audits_first(job: Job, slots: int) -> bool:
+    """Whether a cluster is used better by audits at once than by the reference models of one after the other.
+
+    In trainings that follow one another, on so many slots: each audit has its targets, and its reference models.
+    """
+    missing = [cell.config({}) for cell in job.cells if not job.made(cell)]
+    at_once = -(-len(missing) // max(1, slots)) * max((c.targets + c.n_shadows for c in missing), default=0)
+    in_turn = sum(c.targets + -(-c.n_shadows // max(1, slots)) for c in missing)
+    return at_once <= in_turn

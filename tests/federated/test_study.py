@@ -67,6 +67,20 @@ def test_a_study_has_a_line_for_each_defense_and_seat(file: Path, tmp_path: Path
     assert {p: p.stat().st_mtime_ns for p in folder.glob("cells/*/audit/results.json")} == stamps
 
 
+def test_federations_made_at_once_are_those_made_one_after_the_other(file: Path, tmp_path: Path) -> None:
+    file.write_text(TEXT.replace("references = 1", "dropout = 0.2").replace("canary_clients = 5", ""))
+    config = study.read_study(file)
+    here, there = (
+        study.run(config, {"out": tmp_path / str(workers), "device": "cpu", "threads": 1, "workers": workers})
+        for workers in (1, "2")
+    )
+    assert [line["status"] for line in here].count("measured") >= 6
+    for one, other in zip(here, there, strict=True):
+        assert {k: v for k, v in one.items() if k != "minutes"} == {k: v for k, v in other.items() if k != "minutes"}
+    with pytest.raises(ConfigError, match="workers = 'many'"):
+        study.run(config, {"out": tmp_path, "workers": "many"})
+
+
 def test_settings_of_federations_are_checked_before_any_is_trained(file: Path) -> None:
     file.write_text(TEXT.replace("secure_aggregation = true", "secure_agregation = true"))
     with pytest.raises(ConfigError, match=r"audit \(sums, seed 0\): unknown setting 'secure_agregation'"):

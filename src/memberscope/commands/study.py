@@ -60,7 +60,8 @@ def study(
     threads
         CPU threads; default: all cores.
     workers
-        Reference models that are trained at once.
+        Reference models that are trained at once; or a Ray cluster (ray, ray://HOST:10001, HOST:6379), on which audits
+        are made at once where that is quicker.
     json
         Print one JSON document on standard output.
     quiet

@@ -70,12 +70,15 @@ def study(
     unverified_data: bool | None = None,
     device: str | None = None,
     threads: int | None = None,
+    workers: str | None = None,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
 ) -> int:
     """Train and audit a federation for each defense of a grid, and show what each keeps and what it gives away.
 
     For example:
         memberscope federate study study.toml
+        memberscope federate study study.toml --workers 4
+        memberscope federate study study.toml --workers ray://head:10001
 
     Parameters
     ----------
@@ -90,7 +93,10 @@ def study(
     device
         auto, cpu, cuda, cuda:1, mps.
     threads
-        CPU threads; default: all cores.
+        CPU threads of each federation; default: all cores, or 1 where several are made at once.
+    workers
+        Federations at once: a number of processes of this machine, ray (a Ray of this machine, or RAY_ADDRESS), or the
+        address of a Ray cluster (ray://HOST:10001, HOST:6379). Default: 1.
     quiet
         No progress.
     """
@@ -104,6 +110,7 @@ def study(
         unverified_data=unverified_data,
         device=device,
         threads=threads,
+        workers=workers,
     )
 
 

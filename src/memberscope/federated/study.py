@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from memberscope.config import default_output_dir
-from memberscope.errors import MemberscopeError
+from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.federated.config import FederationConfig, from_settings
 from memberscope.files import write_text
+from memberscope.study_cells import Job, Outcome, run_at_once, run_here
 from memberscope.study_config import WHERE, Cell, StudyConfig, read_study_as
 from memberscope.study_table import Point, mark_front, mean_of, tpr_of
+from memberscope.training.scheduler import is_cluster
 
 AUDIT_SETTINGS = ("records", "population", "every")
 """Settings of the audits of a study, beside those of the federations: see `federated.audit.Asked`."""
-_NOT_WHERE = ("models_dir", "workers")
+_NOT_WHERE = ("models_dir",)
 _ATTACKER = "The attacker is the best of the seat's attacks, on each client's own records"
 _WITHOUT = "; none trains reference models."
 _WITH = "; the curious server has reference federations where they are set."
@@ -66,7 +68,8 @@ def run(config: FederationStudy, where: Mapping[str, Any] | None = None, *, even
     config
         The study.
     where
-        Settings that say where the work is done: data_dir, out, device, threads.
+        Settings that say where the work is done: data_dir, out, device, threads; and workers, the federations at once:
+        a number of processes of this machine, or a cluster (`memberscope.training.scheduler.is_cluster`).
     events
         Listens to progress.
 
@@ -75,25 +78,35 @@ def run(config: FederationStudy, where: Mapping[str, Any] | None = None, *, even
     A line for each federation and seat.
     """
     events, where = events or Events(), {k: v for k, v in (where or {}).items() if k not in _NOT_WHERE}
-    out = where.pop("out", None)
-    folder = (default_output_dir() if out is None else Path(out)) / config.name
-    cells = [cell for cell in config.cells() if isinstance(cell, FederationCell)]
+    out, workers = where.pop("out", None), where.pop("workers", None)
+    folder = ((default_output_dir() if out is None else Path(out)) / config.name).resolve()
+    job = Job(make_federation, config.cells(), folder / "cells", "audit/results.json", "federation", where)
     failures: dict[str, str] = {}
-    for number, cell in enumerate(cells, start=1):
-        path = folder / "cells" / cell.key
-        if (path / "audit" / "results.json").is_file():
-            continue
-        events.stage(f"Federation {number} of {len(cells)}: {cell}")
-        try:
-            _one(cell, path, where, events)
-        except MemberscopeError as error:
-            failures[cell.key] = error.problem
-            events.note(f"Federation {number} of {len(cells)} ({cell}) failed: {error}")
-        write_tables(config, folder, failures)
+    for outcome in _outcomes(job, workers, events):
+        if outcome.failure:
+            failures[outcome.cell.key] = outcome.failure
+        if not outcome.busy:
+            write_tables(config, folder, failures)
     return write_tables(config, folder, failures)
 
 
-def _one(cell: FederationCell, path: Path, where: Mapping[str, Any], events: Events) -> None:
+def _outcomes(job: Job, workers: Any, events: Events) -> Iterator[Outcome]:
+    alone = replace(job, where={**job.where, "threads": job.where.get("threads") or 1})
+    if is_cluster(workers):
+        from memberscope.training.ray_cluster import Cluster
+
+        with Cluster(str(workers)) as cluster:
+            yield from run_at_once(alone, cluster, events)
+    elif workers in (None, 1, "1"):
+        yield from run_here(job, events)
+    elif str(workers).isdecimal() and int(workers) > 0:
+        yield from run_at_once(alone, int(workers), events)
+    else:
+        raise ConfigError(f"workers = {workers!r}", "a whole number from 1, ray, or the address of a cluster")
+
+
+def make_federation(cell: FederationCell, path: Path, where: Mapping[str, Any], events: Events, /) -> None:
+    """Train one federation of a study and audit it."""
     from memberscope.federated.audit import Asked, audit_federation
     from memberscope.federated.federation import SUMMARY, federate
     from memberscope.federated.references import finished
