@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
+from memberscope.cli import main as run_command
 from memberscope.errors import ConfigError
 from memberscope.federated import study
 
@@ -79,6 +80,15 @@ def test_federations_made_at_once_are_those_made_one_after_the_other(file: Path,
         assert {k: v for k, v in one.items() if k != "minutes"} == {k: v for k, v in other.items() if k != "minutes"}
     with pytest.raises(ConfigError, match="workers = 'many'"):
         study.run(config, {"out": tmp_path, "workers": "many"})
+
+
+def test_the_command_hands_its_settings_on(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_command(["federate", "study", str(file), "--out", str(tmp_path), "--workers", "many"])
+    assert end.value.code == 3
+    assert "workers = 'many'" in capsys.readouterr().err
+    given = {"out": tmp_path, "device": "cpu", "threads": 2, "workers": "4", "data_dir": None}
+    assert study.where_of(**given, models_dir=tmp_path) == {k: v for k, v in given.items() if v is not None}
 
 
 def test_settings_of_federations_are_checked_before_any_is_trained(file: Path) -> None:

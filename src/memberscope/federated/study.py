@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -245,8 +245,7 @@ def markdown(config: FederationStudy, lines: Sequence[Line]) -> str:
 
 def where_of(**given: Any) -> dict[str, Any]:
     """The settings of where the work is done that were given."""
-    known = {name for name in WHERE if name not in _NOT_WHERE} & {f.name for f in fields(FederationConfig)}
-    return {name: value for name, value in given.items() if name in known and value is not None}
+    return {k: v for k, v in given.items() if k in WHERE and k not in _NOT_WHERE and v is not None}
 
 
 def _measured_seats(lines: Sequence[Line]) -> list[str]:
