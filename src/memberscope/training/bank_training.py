@@ -146,7 +146,7 @@ class TrainModel:
             yield from in_groups(part, size, lambda group: self.group(arrays, group, listener), one)
 
     def group(self, arrays: Arrays, models: Sequence[int], listener: Listener) -> dict[int, Outcome]:
-        """Train several models at once, those that are free; if they were begun before, those of one epoch."""
+        """Train several models at once, those that are free: together if their checkpoints stand at one epoch."""
         from memberscope.training.checkpoint import epoch_of
 
         outcomes: dict[int, Outcome] = {}
