@@ -24,7 +24,7 @@ from memberscope.errors import MemberscopeError
 from memberscope.events import Events
 from memberscope.files import write_bytes
 from memberscope.study_config import Cell
-from memberscope.training.scheduler import Arrays, LocalWorkers, Tell
+from memberscope.training.scheduler import Arrays, LocalWorkers, Tell, shares_storage
 
 if TYPE_CHECKING:
     from memberscope.training.ray_cluster import Cluster
@@ -73,6 +73,10 @@ class Job:
         """Whether a cell is there."""
         return (self.folder / cell.key / self.done).is_file()
 
+    def lock(self, cell: Cell) -> Path:
+        """The file by which a process claims a cell."""
+        return self.folder / f".{cell.key}.lock"
+
     def named(self, number: int) -> str:
         """A cell, for people; they count from 1."""
         return f"{self.noun.capitalize()} {number + 1} of {len(self.cells)}"
@@ -109,7 +113,7 @@ def run_here(job: Job, events: Events) -> Iterator[Outcome]:
     for number, cell in enumerate(job.cells):
         if job.made(cell):
             continue
-        with claim(job.folder / f".{cell.key}.lock") as ours:
+        with claim(job.lock(cell)) as ours:
             if ours and job.made(cell):
                 continue
             if ours:
@@ -141,7 +145,7 @@ def run_at_once(job: Job, workers: int | Cluster, events: Events) -> Iterator[Ou
 
     def unclaimed() -> Iterator[int]:
         for number, cell in enumerate(job.cells):
-            lock, stack = job.folder / f".{cell.key}.lock", contextlib.ExitStack()
+            lock, stack = job.lock(cell), contextlib.ExitStack()
             if job.made(cell):
                 continue
             if not stack.enter_context(claim(lock)):
@@ -219,19 +223,13 @@ class MakeCell:
             own: dict[str, Any] = {part: arrays[f"{part} of {name}"] for part in _ARRAYS}
             given[name] = Dataset(**about, **own)
         with data_loader.provided(given):
-            if self._shared(job.folder / f".{cell.key}.lock"):
+            if shares_storage(job.lock(cell), self.token):
                 return _attempt(job, cell, job.folder / cell.key, job.where, Events()), {}
             with tempfile.TemporaryDirectory(prefix="memberscope-") as folder:
                 path, models = Path(folder) / cell.key, Path(folder) / "models"
                 where = {**job.where, "models_dir": models} if "models_dir" in job.where else job.where
                 failure = _attempt(job, cell, path, where, Events())
                 return failure, {} if failure else _files(path, job.done)
-
-    def _shared(self, lock: Path) -> bool:
-        try:
-            return lock.read_text(encoding="ascii") == self.token
-        except (OSError, UnicodeDecodeError):
-            return False
 
 
 @contextlib.contextmanager

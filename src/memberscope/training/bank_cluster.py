@@ -27,7 +27,7 @@ from memberscope.training.bank_plan import Choice
 from memberscope.training.bank_training import Outcome, TrainModel, sound
 from memberscope.training.layout import Layout
 from memberscope.training.recipe import Precision, Recipe
-from memberscope.training.scheduler import Arrays, Listener, Tell
+from memberscope.training.scheduler import Arrays, Listener, Tell, shares_storage
 
 if TYPE_CHECKING:
     from memberscope.training.ray_cluster import Cluster, Share
@@ -66,10 +66,7 @@ class OnNode:
             return model_path(Path(folder), k).read_bytes()
 
     def _shared(self, path: Path) -> bool:
-        try:
-            return path.with_suffix(".lock").read_text(encoding="ascii") == self.token
-        except (OSError, UnicodeDecodeError):
-            return False
+        return shares_storage(path.with_suffix(".lock"), self.token)
 
 
 def train_on(

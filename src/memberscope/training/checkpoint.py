@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -166,9 +167,13 @@ class Writer:
         Of the last ones that lie on the disk, or from which the training went on; 0: none.
     """
 
-    def __init__(self) -> None:
-        self.epoch = 0
+    def __init__(self, epoch: int = 0) -> None:
+        self.epoch, self._begun = epoch, time.monotonic()
         self._writing: Future[None] | None = None
+
+    def due(self, seconds: float) -> bool:
+        """Whether the last ones were begun so long ago."""
+        return time.monotonic() - self._begun >= seconds
 
     def begin(self, epoch: int, snapshots: Sequence[Snapshot]) -> None:
         """Write the snapshots of an epoch in the background.
@@ -179,6 +184,7 @@ class Writer:
             Those before could not be written.
         """
         self.finish()
+        self._begun = time.monotonic()
         thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing = thread.submit(self._write, epoch, snapshots)
         thread.shutdown(wait=False)  # it ends when they are written

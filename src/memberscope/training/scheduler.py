@@ -40,6 +40,14 @@ def is_cluster(workers: object) -> bool:
     return isinstance(workers, str) and (workers == LOCAL_CLUSTER or ":" in workers)
 
 
+def shares_storage(lock: Path, token: str) -> bool:
+    """Whether a worker sees the claim in which the process that handed out the work wrote this token."""
+    try:
+        return lock.read_text(encoding="ascii") == token
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 class Task(Protocol):
     """What is done with an item. Picklable (a function of a module, or an instance of a class of a module)."""
 

@@ -171,7 +171,7 @@ class _Stack:
         self._records = StackedRecords([model.members for model in models])
         self._labels = torch.stack([model.labels for model in models])
         self._watched = self._on_device([model.watched for model in models])
-        self.writer, self._written = Writer(), time.monotonic()
+        self.writer = Writer()
         self._losses = self._compiled() if compiled else self._loss
 
     def train(self, epoch: int, progress: Progress | None) -> None:
@@ -206,11 +206,9 @@ class _Stack:
 
     def write_checkpoints(self) -> None:
         """Begin to write the state of each model, if the last ones are some seconds old."""
-        if time.monotonic() - self._written < train_target.CHECKPOINT_SECONDS:
-            return
-        self._part_moments()
-        self.writer.begin(self.models[0].state.epoch, [model.snapshot() for model in self.models])
-        self._written = time.monotonic()
+        if self.writer.due(train_target.CHECKPOINT_SECONDS):
+            self._part_moments()
+            self.writer.begin(self.models[0].state.epoch, [model.snapshot() for model in self.models])
 
     def part(self) -> None:
         """Give each module parameters of its own again."""

@@ -196,7 +196,7 @@ class _Training:
         self.seconds = 0.0
         self.trained_records = 0
         self._checkpoint: tuple[Path, checkpoints.Key] | None = None
-        self._writer, self._written = checkpoints.Writer(), time.monotonic()
+        self._writer = checkpoints.Writer()
 
     def keep(self, path: Path, key: checkpoints.Key, *, resume: bool) -> None:
         """Write checkpoints to this file; with `resume`, go on from the one that is there."""
@@ -205,7 +205,7 @@ class _Training:
         if state is None:
             return
         self.state = state
-        self._writer.epoch, self._written = state.epoch, time.monotonic()
+        self._writer = checkpoints.Writer(state.epoch)
         self.module.load_state_dict(state.model)
         self.objective.load(state.extra)
         for number, parameter in enumerate(self._parameters()):
@@ -398,15 +398,13 @@ class _Training:
 
     def write_checkpoint(self, *, now: bool = False) -> None:
         """Begin to write the state, if the last one is some seconds old or it must be `now`."""
-        if self._checkpoint is None or (not now and time.monotonic() - self._written < CHECKPOINT_SECONDS):
-            return
-        self._writer.begin(self.state.epoch, [self.snapshot()])
-        self._written = time.monotonic()
+        if self._checkpoint is not None and (now or self._writer.due(CHECKPOINT_SECONDS)):
+            self._writer.begin(self.state.epoch, [self.snapshot()])
 
     def snapshot(self) -> checkpoints.Snapshot:
         """The state as it is now; `keep` said where it goes."""
         assert self._checkpoint is not None
-        self.state.model = plain_state(self.module)
+        self.state.model = self.module.state_dict()  # copied there, with all else
         self.state.extra = self.objective.state()
         self.state.optimizer = {
             number: {k: v for k, v in self.optimizer.state.get(p, {}).items() if isinstance(v, Tensor)}
