@@ -60,6 +60,23 @@ def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str]
     assert f"memberscope {command}" in out
 
 
+@pytest.mark.parametrize("command", [("audit",), ("federate",)])
+def test_settings_stand_under_headings(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    code, out, _ = run(capsys, *command, "--help")
+    assert code == 0
+    heading, of = "", {}
+    for line in out.splitlines():
+        if line.startswith("╭"):
+            heading = line.strip("╭─╮ ")
+        elif (flag := line.lstrip("│* ").split(" ")[0]).startswith("--") and not flag.startswith("--no-"):
+            of[flag] = heading
+    assert "Parameters" not in of.values()
+    assert of["--dataset"] == "Data"
+    assert of["--epochs"] == "Training"
+    assert of["--dp-epsilon"].startswith("Defenses")
+    assert of["--seed"] == of["--quiet"] == "Running"
+
+
 def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "sore")
     assert code == 3

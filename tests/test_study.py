@@ -22,7 +22,7 @@ from memberscope.cli import main
 from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.report.tradeoff import tradeoff
-from memberscope.study import folder_of, run, state
+from memberscope.study import run, state
 from memberscope.study_config import StudyConfig, read_study
 from memberscope.study_files import markdown
 from memberscope.study_plan import plan
@@ -192,7 +192,7 @@ def test_an_audit_that_fails_is_told_and_the_others_go_on(records, tmp_path, cap
 def test_an_audit_that_another_process_is_at_is_left_to_it(records, tmp_path):
     config = make(records, rows={"none": {"shadows": 0, "epochs": 1}, "short": {"shadows": 0, "epochs": 2}})
     key = config.cells()[0].key
-    lock = folder_of(config, tmp_path) / "cells" / f".{key}.lock"
+    lock = config.folder(tmp_path) / "cells" / f".{key}.lock"
     lock.parent.mkdir(parents=True)
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
+from memberscope.commands import help as headings
 from memberscope.commands.bound import bound
 from memberscope.commands.study import study
 from memberscope.config import AuditConfig, default_output_dir
@@ -34,6 +35,7 @@ Without a command it asks three questions (dataset, epochs, train or load) and r
 
 Exit codes: 0 done (or within the policy), 1 exceeds the policy, 2 cannot tell, 3 failed.""",
     help_format="plaintext",
+    help_formatter=headings.Wrapped(),
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # `main` says what is kept and how to go on
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
@@ -41,6 +43,25 @@ Exit codes: 0 done (or within the policy), 1 exceeds the policy, 2 cannot tell, 
 
 
 Parameter(name="*")(Recipe)  # the recipe's settings are flags beside the others: --epochs, not --recipe.epochs
+headings.under_headings(
+    Recipe,
+    {
+        headings.MODEL: "model",
+        headings.TRAINING: "epochs batch_size optimizer learning_rate momentum nesterov schedule warmup_epochs "
+        "precision",
+    },
+    otherwise=headings.DEFENSES,
+)
+headings.under_headings(
+    AuditConfig,
+    {
+        headings.DATA: "dataset data_dir unverified_data subset protocol validation_fraction",
+        headings.MODEL: "weights membership mean std load",
+        headings.REFERENCES: "shadows preset bank workers canaries kind targets",
+        headings.ATTACKS: "attacks folds confidence prior ignore policy pictures",
+    },
+    otherwise=headings.RUNNING,
+)
 
 
 @app.default
@@ -55,8 +76,8 @@ def interactive() -> int:
 def audit(
     *,
     config: Annotated[AuditConfig, Parameter(name="*")],
-    json: Annotated[bool, Parameter(negative=())] = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+    json: Annotated[bool, Parameter(negative=(), group=headings.RUNNING)] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), group=headings.RUNNING)] = False,
 ) -> int:
     """Train (or load, or bring) a model, attack it, and write a run folder with a report.
 

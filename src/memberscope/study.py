@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memberscope import study_table
-from memberscope.config import default_models_dir, default_output_dir
+from memberscope.config import default_models_dir
 from memberscope.events import Events
 from memberscope.study_cells import Job, Outcome, run_at_once, run_here
 from memberscope.study_config import Cell, StudyConfig
@@ -73,11 +73,6 @@ class Study:
         return study_table.points_of(self.lines(), runs, tuple(self.config.axes), self.config.fpr, canaries=canaries)
 
 
-def folder_of(config: StudyConfig, out: Path | None = None) -> Path:
-    """Where a study lies: in the folder for outputs, under its name."""
-    return (out or default_output_dir()) / config.name
-
-
 def state(config: StudyConfig, folder: Path) -> Study:
     """What is there of a study, from its run folders alone."""
     from memberscope.report.run_folder import read
@@ -113,7 +108,7 @@ def run(config: StudyConfig, where: Mapping[str, Any] | None = None, /, *, event
     """
     events, where = events or Events(), dict(where or {})
     out = where.pop("out", None)
-    folder = folder_of(config, None if out is None else Path(out)).resolve()
+    folder = config.folder(out)
     where["models_dir"] = Path(where.get("models_dir") or default_models_dir()).resolve()
     job = Job(make_audit, config.cells(), folder / "cells", "results.json", "audit", where)
     failures: dict[str, str] = {}

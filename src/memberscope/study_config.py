@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from memberscope.config import AuditConfig, from_settings
+from memberscope.config import AuditConfig, default_output_dir, from_settings
 from memberscope.errors import ConfigError
 
 WHERE = ("data_dir", "unverified_data", "out", "models_dir", "device", "threads", "workers")
@@ -127,6 +127,10 @@ class StudyConfig:
                 cell.check()
             except ConfigError as error:
                 raise ConfigError(f"audit ({cell}): {error.problem}", error.hint) from None
+
+    def folder(self, out: Path | None = None) -> Path:
+        """Where the study lies: in the folder for outputs, under its name."""
+        return ((default_output_dir() if out is None else Path(out)) / self.name).resolve()
 
     def cells(self) -> list[Cell]:
         """All audits: every row at the first point of the axes, then every row at the next."""

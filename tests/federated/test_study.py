@@ -91,6 +91,19 @@ def test_the_command_hands_its_settings_on(file: Path, tmp_path: Path, capsys: p
     assert study.where_of(**given, models_dir=tmp_path) == {k: v for k, v in given.items() if v is not None}
 
 
+def test_a_table_of_what_is_there_trains_nothing(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_command(["federate", "study", str(file), "--out", str(tmp_path), "--table", "--json"])
+    assert end.value.code == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["folder"] == str((tmp_path / "tiny").resolve())
+    assert {(line["row"], line["status"]) for line in document["lines"]} == {("none", "missing"), ("sums", "missing")}
+    assert (tmp_path / "tiny" / "study.md").is_file()
+    assert not (tmp_path / "tiny" / "cells").exists()
+
+
 def test_settings_of_federations_are_checked_before_any_is_trained(file: Path) -> None:
     file.write_text(TEXT.replace("secure_aggregation = true", "secure_agregation = true"))
     with pytest.raises(ConfigError, match=r"audit \(sums, seed 0\): unknown setting 'secure_agregation'"):

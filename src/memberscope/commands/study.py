@@ -68,7 +68,7 @@ def study(
         No progress.
     """
     from memberscope.console import Console
-    from memberscope.study import folder_of, run, state
+    from memberscope.study import run, state
     from memberscope.study_config import read_study
     from memberscope.study_files import markdown, write_tables
 
@@ -78,7 +78,7 @@ def study(
         "device": device, "threads": threads, "workers": workers,
     }  # fmt: skip
     where: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    folder = folder_of(config, out)
+    folder = config.folder(out)
     if dry_run:
         return _plan(config, folder, where, as_json=json)
     if table:

@@ -7,11 +7,27 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from memberscope.commands import help as headings
 from memberscope.federated.config import FederationConfig
 
+headings.under_headings(
+    FederationConfig,
+    {
+        headings.DATA: "dataset data_dir unverified_data",
+        headings.CLIENTS: "clients partition held_fraction rounds local_epochs fraction strategy strategy_options "
+        "drop_out stragglers late timeout",
+        headings.SEEN: "secure_aggregation secagg_plus record record_every record_precision record_candidates "
+        "record_megabytes",
+        headings.FEDERATED_DEFENSES: "central_noise central_clip clip_at local_epsilon local_delta local_clip "
+        "keep_largest quantise_bits",
+        headings.ADVERSARIES: "malicious canary_clients canary_length references partition_seed",
+    },
+    otherwise=headings.RUNNING,
+)
 app = App(
     name="federate",
     help_format="plaintext",
+    help_formatter=headings.Wrapped(),
     help_epilogue="""Examples:
 
     memberscope federate --dataset digits --clients 5 --rounds 10
@@ -28,11 +44,11 @@ app = App(
 def federate(
     *,
     config: Annotated[FederationConfig | None, Parameter(name="*")] = None,
-    resume: Path | None = None,
-    superlink: str | None = None,
-    root_certificates: Path | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
+    resume: Annotated[Path | None, Parameter(group=headings.RUNNING)] = None,
+    superlink: Annotated[str | None, Parameter(group=headings.RUNNING)] = None,
+    root_certificates: Annotated[Path | None, Parameter(group=headings.RUNNING)] = None,
+    json: Annotated[bool, Parameter(negative=(), group=headings.RUNNING)] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), group=headings.RUNNING)] = False,
 ) -> int:
     """Train a federation on Flower, in this process or on a SuperLink, and write a run folder.
 
@@ -65,12 +81,14 @@ def federate(
 def study(
     file: Path,
     *,
+    table: Annotated[bool, Parameter(negative=())] = False,
     out: Path | None = None,
     data_dir: Path | None = None,
     unverified_data: bool | None = None,
     device: str | None = None,
     threads: int | None = None,
     workers: str | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
 ) -> int:
     """Train and audit a federation for each defense of a grid, and show what each keeps and what it gives away.
@@ -79,11 +97,18 @@ def study(
         memberscope federate study study.toml
         memberscope federate study study.toml --workers 4
         memberscope federate study study.toml --workers ray://head:10001
+        memberscope federate study study.toml --table
+
+    A federation that is there is not made again, one that was interrupted goes on.
+
+    Exit codes: 0 done; 2 other processes are still at some federations; 3 some failed.
 
     Parameters
     ----------
     file
         The study: TOML with [base], [rows.NAME] and [axes]; docs/federated.md shows one.
+    table
+        Write tables and pictures of what is there; run nothing.
     out
         Folder for the study's folder; default: $MEMBERSCOPE_OUTPUT_DIR, else ./outputs.
     data_dir
@@ -97,6 +122,8 @@ def study(
     workers
         Federations at once: a number of processes of this machine, ray (a Ray of this machine, or RAY_ADDRESS), or the
         address of a Ray cluster (ray://HOST:10001, HOST:6379). Default: 1.
+    json
+        Print one JSON document on standard output: a line for each federation and seat.
     quiet
         No progress.
     """
@@ -104,6 +131,8 @@ def study(
 
     return run_study(
         file,
+        table=table,
+        as_json=json,
         quiet=quiet,
         out=out,
         data_dir=data_dir,

@@ -54,17 +54,28 @@ def run_federation(
     return 0
 
 
-def run_study(file: Path, *, quiet: bool, **given: Any) -> int:
-    """Run a study of federations and print its table; 3 where a federation failed."""
-    from memberscope.config import default_output_dir
+def run_study(file: Path, *, table: bool, as_json: bool, quiet: bool, **given: Any) -> int:
+    """Run a study of federations (or only write its table) and print it; returns the exit code."""
+    from memberscope.commands.study import EXIT_BUSY, EXIT_FAILED
     from memberscope.federated import study
 
+    if quiet or as_json:
+        say_nothing_but_warnings()
     config = study.read_study(file)
     where = study.where_of(**given)
-    lines = study.run(config, where, events=Console(quiet=quiet))
-    folder = Path(where.get("out") or default_output_dir()) / config.name
-    sys.stdout.write(study.markdown(config, lines) + f"\nTables and pictures: {folder.resolve()}\n")
-    return 3 if any(line["status"] == "failed" for line in lines) else 0
+    folder = config.folder(where.get("out"))
+    if table:
+        lines = study.write_tables(config, folder)
+    else:
+        lines = study.run(config, where, events=Console(quiet=quiet or as_json))
+    if as_json:
+        sys.stdout.write(json.dumps({"folder": str(folder), "lines": lines}, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(study.markdown(config, lines) + f"\nTables and pictures: {folder}\n")
+    states = {line["status"] for line in lines}
+    if "failed" in states:
+        return EXIT_FAILED
+    return EXIT_BUSY if "missing" in states and not table else 0
 
 
 def show(run: Federation, *, as_json: bool = False) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from memberscope.config import default_output_dir
 from memberscope.errors import ConfigError
 from memberscope.events import Events
 from memberscope.federated.config import FederationConfig, from_settings
@@ -79,7 +78,7 @@ def run(config: FederationStudy, where: Mapping[str, Any] | None = None, *, even
     """
     events, where = events or Events(), {k: v for k, v in (where or {}).items() if k not in _NOT_WHERE}
     out, workers = where.pop("out", None), where.pop("workers", None)
-    folder = ((default_output_dir() if out is None else Path(out)) / config.name).resolve()
+    folder = config.folder(out)
     job = Job(make_federation, config.cells(), folder / "cells", "audit/results.json", "federation", where)
     failures: dict[str, str] = {}
     for outcome in _outcomes(job, workers, events):
@@ -176,7 +175,7 @@ def points_of(lines: Sequence[Line], axes: Sequence[str], seat: str, fpr: float)
     return mark_front(points)
 
 
-def write_tables(config: FederationStudy, folder: Path, failures: Mapping[str, str]) -> list[Line]:
+def write_tables(config: FederationStudy, folder: Path, failures: Mapping[str, str] | None = None) -> list[Line]:
     """Write ``study.csv``, ``study.md`` and a picture for each seat, each whole or not at all."""
     from memberscope.report.run_folder import csv_text
     from memberscope.report.tradeoff import tradeoff

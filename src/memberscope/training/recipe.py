@@ -107,7 +107,7 @@ class Recipe:
     model
         Name (`memberscope list models`) or package.module:factory.
     epochs
-        Passes over the members.
+        Passes over the members. Not in a federation, which has rounds and local epochs.
     batch_size
         Records a step.
     optimizer
