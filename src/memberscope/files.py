@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise _write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path, *, seconds: float = 0.0) -> None:
+    """Remove what writers of `path` left beside it that were killed; `seconds` is how long ago they must have begun."""
+    for left_behind in path.parent.glob(f".{path.name}.*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left_behind.stat().st_mtime >= seconds:
+                left_behind.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

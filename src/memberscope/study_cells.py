@@ -9,7 +9,6 @@ folder of its own and sends back what tables and reports need: no transcripts, f
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import secrets
 import tempfile
 import time
@@ -23,6 +22,7 @@ from memberscope.data_loader import Dataset
 from memberscope.errors import MemberscopeError
 from memberscope.events import Events
 from memberscope.files import write_bytes
+from memberscope.locks import claim
 from memberscope.study_config import Cell
 from memberscope.training.scheduler import Arrays, LocalWorkers, Tell, shares_storage
 
@@ -230,30 +230,6 @@ class MakeCell:
                 where = {**job.where, "models_dir": models} if "models_dir" in job.where else job.where
                 failure = _attempt(job, cell, path, where, Events())
                 return failure, {} if failure else _files(path, job.done)
-
-
-@contextlib.contextmanager
-def claim(path: Path) -> Iterator[bool]:
-    """Whether this process has the cell; released when the process ends, however it does.
-
-    Raises
-    ------
-    MemberscopeError
-        The folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        told = f"cannot write {path.parent}: {error.strerror or error}"
-        raise MemberscopeError(told, "choose another folder with --out") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from memberscope.errors import ConfigError, RunFolderError
 from memberscope.events import Events
 from memberscope.federated.federation import Federation, federate, read
 from memberscope.federated.outcome import client_privacy
+from memberscope.locks import claim
 from memberscope.records.pool import Dataset
 
 Run = Callable[..., Federation]
@@ -109,6 +110,20 @@ def test_kill_9_in_the_middle_of_a_round(digits: Dataset, tmp_path: Path) -> Non
     resumed = federate(config, dataset=digits, folder=folder, resume=True)
     whole = federate(config, dataset=digits, folder=tmp_path / "whole")
     assert resumed.summary["weights_sha256"] == whole.summary["weights_sha256"]
+
+
+def test_a_folder_holds_one_federation_and_one_process(run: Run, digits: Dataset) -> None:
+    trained = run()
+    history = (trained.folder / "rounds/history.jsonl").read_text()
+    with pytest.raises(RunFolderError, match="holds a federation already"):
+        federate(settings(seed=5), dataset=digits, folder=trained.folder)
+    with claim(trained.folder / ".federation.lock") as ours:
+        assert ours
+        with pytest.raises(RunFolderError, match="another process is at the federation"):
+            federate(settings(), dataset=digits, folder=trained.folder, resume=True)
+    assert (trained.folder / "rounds/history.jsonl").read_text() == history
+    again = federate(settings(), dataset=digits, folder=trained.folder, resume=True)
+    assert again.summary["weights_sha256"] == trained.summary["weights_sha256"]
 
 
 def test_a_resumed_run_needs_the_same_records(run: Run, digits: Dataset) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("flwr")
 from federation_settings import settings
 
 from memberscope.errors import ConfigError
+from memberscope.events import Events
 from memberscope.federated.federation import Federation, federate
 from memberscope.federated.malice import Malice, ascended, parse
 from memberscope.federated.transcript import Transcript
@@ -36,8 +38,30 @@ def test_an_isolating_server_is_named_in_settings_and_transcript(run: Callable[.
     assert t.tampered[0].startswith("isolate:2 ")
     assert same(t.sent_to(2, 2), t.received(1, 2))
     assert same(t.sent_to(2, 1), t.sent(2))
-    with pytest.raises(ConfigError, match="cannot be resumed"):
-        federate(bad.config, dataset=bad.dataset, folder=bad.folder, resume=True)
+
+
+def test_an_interrupted_one_begins_anew_and_a_finished_one_is_kept(run: Callable[..., Federation]) -> None:
+    whole = run(malicious="isolate:2", record="updates", rounds=3)
+    notes: list[str] = []
+
+    class Stopping(Events):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+        def federation_round(self, record: Any, rounds: int, seconds_left: float) -> None:
+            if record["round"] == 2 and not notes:
+                raise KeyboardInterrupt
+
+    folder = whole.folder.parent / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        federate(whole.config, dataset=whole.dataset, folder=folder, events=Stopping())
+    for _ in range(2):
+        again = federate(whole.config, dataset=whole.dataset, folder=folder, events=Stopping(), resume=True)
+        assert again.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    assert len([note for note in notes if "begins anew" in note]) == 1
+    t = taped(again)
+    assert t.rounds == [1, 2, 3]
+    assert same(t.sent_to(3, 2), t.received(2, 2))
 
 
 def test_an_ascending_server_alters_what_its_client_is_sent_alone(run: Callable[..., Federation]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memberscope import locks
 from memberscope.data_loader import Dataset
 from memberscope.errors import ConfigError, DataError, MemberscopeError, ModelError
 from memberscope.evidence import from_logits
@@ -397,15 +398,17 @@ def test_a_model_trained_meanwhile_is_not_trained_again(tmp_path, reference, mon
 
 def test_claims_exclude_and_end(tmp_path):
     path = tmp_path / "model-00000.safetensors"
-    stale = tmp_path / ".model-00000.safetensors.x1.part"
-    stale.touch()
+    stale = [tmp_path / f".model-00000.{kind}.x1.part" for kind in ("safetensors", "checkpoint")]
+    other = tmp_path / ".model-000001.safetensors.x1.part"
+    for left_behind in (*stale, other):
+        left_behind.touch()
     with claim(path) as first:
         assert first
-        assert not stale.exists()
+        assert not any(left_behind.exists() for left_behind in stale)
         with claim(path) as second:
             assert not second
         assert path.with_suffix(".lock").exists()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [other]
     with claim(path) as again:
         assert again
 
@@ -414,7 +417,7 @@ def test_a_claim_on_a_removed_name_is_not_believed(tmp_path, monkeypatch):
     """Opened, then removed by its holder before it was locked: the lock of a file without a name excludes nobody."""
     path = tmp_path / "model-00000.safetensors"
     lock = path.with_suffix(".lock")
-    flock, calls = bank_files.fcntl.flock, []
+    flock, calls = locks.fcntl.flock, []
 
     def racing(descriptor, operation):
         flock(descriptor, operation)
@@ -422,7 +425,7 @@ def test_a_claim_on_a_removed_name_is_not_believed(tmp_path, monkeypatch):
         if len(calls) == 1:
             lock.unlink()
 
-    monkeypatch.setattr(bank_files.fcntl, "flock", racing)
+    monkeypatch.setattr(locks.fcntl, "flock", racing)
     with claim(path) as ours:
         assert ours
         assert lock.exists()

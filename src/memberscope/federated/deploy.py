@@ -115,13 +115,14 @@ def deploy(
     MemberscopeError
         Flower's command is missing or failed; its last words are told.
     """
-    from memberscope.federated.federation import CONFIG, read_finished
+    from memberscope.federated.federation import CONFIG, read_finished, refuse_begun
 
     if config.malicious:
         raise ConfigError("malicious parties act in this process alone", "leave out --superlink, or --malicious")
     events = events or Events()
     folder = folder.resolve()
     if not resume:
+        refuse_begun(folder)
         write_text(folder / CONFIG, to_toml(config.to_dict()))  # a run that fails at once can be resumed too
     app = write_app(config, folder, resume=resume)
     home = _write_home(superlink, folder)

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from memberscope.events import Events
 from memberscope.federated import apps
 from memberscope.federated import config as settings
-from memberscope.federated.federation import plan, prepare, taped
+from memberscope.federated.federation import alone_at, plan, prepare, taped
 
 if TYPE_CHECKING:
     from memberscope.records.pool import Dataset
@@ -52,7 +52,6 @@ def server_app(config_file: Path) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         site = apps.Site(config, _records(config.dataset), lambda pool: plan(config, pool), resident=False)
         folder = Path(str(context.run_config[RUN_FOLDER]))
-        prepare(folder, config, site.dataset, site.design)
         inner = apps.server_app(
             site,
             folder,
@@ -60,7 +59,9 @@ def server_app(config_file: Path) -> ServerApp:
             prepare=lambda strategy: taped(strategy, site, folder),
             resume=bool(context.run_config[RESUME]),
         )
-        inner(grid, context)
+        with alone_at(folder):
+            prepare(folder, config, site.dataset, site.design)
+            inner(grid, context)
         context.state = RecordDict()
 
     return app

@@ -15,7 +15,7 @@ import numpy as np
 
 from memberscope import environment
 from memberscope.config import to_toml
-from memberscope.errors import ConfigError, RunFolderError
+from memberscope.errors import RunFolderError
 from memberscope.events import Events
 from memberscope.federated import config as settings
 from memberscope.federated import design as designs
@@ -23,6 +23,7 @@ from memberscope.federated.config import FederationConfig
 from memberscope.federated.design import Design
 from memberscope.federated.outcome import as_epochs, summarise, weakest_guarantee
 from memberscope.files import write_json, write_text
+from memberscope.locks import claim
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -118,8 +119,7 @@ def federate(
         Settings, records or the disk cannot be used; says which and what to do.
     """
     from memberscope.data_loader import load
-    from memberscope.federated import apps, malice, references
-    from memberscope.federated.engine import run_in_process
+    from memberscope.federated import apps, references, standing
 
     events = events or Events()
     references.check_settings(config)
@@ -128,9 +128,72 @@ def federate(
     events.stage("Sharing the records out")
     design = design or plan(config, pool)
     folder = folder or new_run_folder(config)
-    if resume:
-        _check_same(folder, config, pool, design)
-    prepare(folder, config, pool, design)
+    with alone_at(folder):
+        if resume:
+            _check_same(folder, config, pool, design)
+        else:
+            refuse_begun(folder)
+        prepare(folder, config, pool, design)
+        site = apps.Site(config, lambda: pool, lambda _: design, resident=True)
+        kept = standing.read(folder) if resume else None
+        if kept is not None and kept.round < config.rounds and config.malicious:
+            events.note("A malicious party remembers what it saw, and that is gone: the federation begins anew.")
+            standing.forget(folder)
+            kept = None
+        if kept is None or kept.round < config.rounds:
+            _train(site, folder, events, resume=kept is not None, tamper=tamper, client_mods=client_mods)
+        trained = finish(site, folder, events)
+        references.train(config, folder, pool, events)
+    return trained
+
+
+@contextlib.contextmanager
+def alone_at(folder: Path) -> Iterator[None]:
+    """One process at a time trains the federation of a run folder.
+
+    Raises
+    ------
+    RunFolderError
+        Another one does.
+    """
+    with claim(folder / ".federation.lock") as ours:
+        if not ours:
+            raise RunFolderError(
+                f"another process is at the federation in {folder}", "wait for it, or name another folder"
+            )
+        yield
+
+
+def refuse_begun(folder: Path) -> None:
+    """Refuse a folder in which a federation was begun: two histories in one would tell nothing.
+
+    Raises
+    ------
+    RunFolderError
+        It holds rounds.
+    """
+    from memberscope.federated import standing
+
+    if standing.exists(folder):
+        raise RunFolderError(
+            f"{folder} holds a federation already", f"go on with it by --resume {folder}, or name another folder"
+        )
+
+
+def _train(
+    site: Site,
+    folder: Path,
+    events: Events,
+    *,
+    resume: bool,
+    tamper: Callable[[Strategy], Strategy] | None,
+    client_mods: Sequence[Mod],
+) -> None:
+    """Run the rounds that are left, in this process."""
+    from memberscope.federated import apps, malice
+    from memberscope.federated.engine import run_in_process
+
+    config, pool, design = site.config, site.dataset, site.design
     events.stage(f"Training the federation ({config.strategy})")
     events.federation(
         model=config.recipe.model,
@@ -143,13 +206,7 @@ def federate(
             f"{config.canary_clients} canary clients among {design.n_clients} that learn: their random directions "
             "outweigh what is learnt. The estimate stands; judge accuracy and attacks by a federation without them."
         )
-    site = apps.Site(config, lambda: pool, lambda _: design, resident=True)
     if config.malicious:
-        if resume:
-            raise ConfigError(
-                "a federation with a malicious party cannot be resumed: what the party remembers is gone",
-                "train it again in one go",
-            )
         party, its_mods = malice.put_in_place(
             malice.parse(config.malicious), config.recipe, pool, design, site.local.normalisation
         )
@@ -167,9 +224,6 @@ def federate(
             on_error=lambda client, error: None,  # told with the round, from the reply
             on_reply=events.federation_client,
         )
-    trained = finish(site, folder, events)
-    references.train(config, folder, pool, events)
-    return trained
 
 
 def plan(config: FederationConfig, dataset: Dataset) -> Design:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from memberscope.errors import MemberscopeError, RunFolderError
 from memberscope.federated import strategies
 from memberscope.federated.array_files import Arrays, read_arrays, write_arrays
 from memberscope.federated.packing import ResidentArray
-from memberscope.files import replacing
+from memberscope.files import remove_unfinished, replacing
 
 STATE, HISTORY = "rounds/state.safetensors", "rounds/history.jsonl"
 FIRST = "rounds/first.safetensors"
@@ -42,6 +43,17 @@ class Standing:
     history: list[dict[str, Any]]
 
 
+def exists(folder: Path) -> bool:
+    """Whether a round of a federation is on disk."""
+    return (folder / STATE).is_file() or (folder / HISTORY).is_file()
+
+
+def forget(folder: Path) -> None:
+    """Remove what a federation goes on from: it begins anew."""
+    for name in (STATE, HISTORY, FIRST):
+        (folder / name).unlink(missing_ok=True)
+
+
 def write(folder: Path, round_: int, arrays: ArrayRecord, strategy: Strategy, record: dict[str, Any]) -> None:
     """Write what a round left: first its line of history, then the state that vouches for it.
 
@@ -57,6 +69,8 @@ def write(folder: Path, round_: int, arrays: ArrayRecord, strategy: Strategy, re
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # the state that vouches for the line must not reach the disk before it
     except OSError as error:
         raise MemberscopeError(
             f"cannot write {path}: {error.strerror}", f"free some space; then go on with --resume {folder}"
@@ -106,6 +120,7 @@ def read(folder: Path, strategy: Strategy | None = None, *, resident: bool = Tru
     from safetensors import SafetensorError, safe_open
 
     path = folder / STATE
+    remove_unfinished(path)
     if not path.is_file():
         (folder / HISTORY).unlink(missing_ok=True)
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime
-import fcntl
 import gzip
 import hashlib
 import io
@@ -13,7 +12,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from memberscope.document import SCHEMA_VERSION
 from memberscope.errors import MemberscopeError, RunFolderError
 from memberscope.files import ordinary_mode, write_bytes, write_json, write_text
+from memberscope.locks import exclusively
 
 if TYPE_CHECKING:
     from memberscope.result import Audit
@@ -177,7 +177,7 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         The table there is not one that was written here; it stays as it is.
     """
     path = Path(path)
-    with _lock(path.with_name(f".{path.name}.lock")):
+    with exclusively(path.with_name(f".{path.name}.lock")):
         write_text(path, csv_text([*_table(path), *rows]))
 
 
@@ -321,14 +321,3 @@ def _cell(value: Any) -> Any:
 def _manifest(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     return {"name": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        raise _cannot_write(path.parent, error) from error

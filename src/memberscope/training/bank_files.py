@@ -7,11 +7,9 @@ that is in it: a file cut short, or with a single bit turned, is noticed before 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,11 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memberscope.errors import MemberscopeError, ModelError
+from memberscope import files, locks
+from memberscope.errors import ModelError
 from memberscope.files import replacing, write_json
 
 MANIFEST = "bank.json"
 FORMAT = "memberscope model bank 1"
+CHECKPOINT = ".checkpoint"
+"""Suffix of what a training goes on from, beside its model's file."""
 _MODEL_FORMAT = "memberscope bank model 1"
 _MAX_HEADER = 1 << 24
 _CHUNK = 1 << 22
@@ -157,41 +158,22 @@ def write_model(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[s
 
 @contextlib.contextmanager
 def claim(path: Path) -> Iterator[bool]:
-    """Yield whether this process alone may write `path` inside the block; False: another process is at it.
-
-    The claim is a lock on a file beside `path`, and the kernel drops it when the process dies, however it dies.
-    """
-    lock = path.with_suffix(".lock")
-    descriptor = _locked(lock, wait=False)
-    if descriptor is None:
-        yield False
-        return
-    try:
-        remove_unfinished(path)
-        yield True
-    finally:
-        # Removed while it is held: whoever opened it in between sees that the name is gone, and opens anew.
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
+    """Yield whether this process alone may write `path` inside the block; False: another process is at it."""
+    with locks.claim(path.with_suffix(".lock")) as ours:
+        if ours:
+            remove_unfinished(path)
+        yield ours
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what writers of `path` that died left beside it. For whoever holds the claim."""
-    for left_behind in path.parent.glob(f".{path.name}.*.part"):
-        left_behind.unlink(missing_ok=True)
+    """Remove what writers of `path` and of its checkpoint left beside it that died. For whoever holds the claim."""
+    for written in (path, path.with_suffix(CHECKPOINT)):
+        files.remove_unfinished(written)
 
 
-@contextlib.contextmanager
-def exclusively(folder: Path) -> Iterator[None]:
+def exclusively(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Only one process at a time is inside such a block of a bank's folder; the others wait."""
-    lock = folder / ".bank.lock"
-    descriptor = _locked(lock, wait=True)
-    assert descriptor is not None
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
+    return locks.exclusively(folder / ".bank.lock")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -224,35 +206,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     """Write the manifest, whole or not at all."""
     write_json(folder / MANIFEST, {"format": FORMAT, **content})
-
-
-def _locked(lock: Path, *, wait: bool) -> int | None:
-    while True:
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise MemberscopeError(
-                f"cannot write {lock}: {error.strerror or error}", "choose a folder that can be written"
-            ) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if _has_name(descriptor, lock):
-            return descriptor
-        os.close(descriptor)
-
-
-def _has_name(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _header_digest(

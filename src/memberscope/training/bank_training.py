@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from memberscope import seeds
 from memberscope.defenses.registry import trainings
 from memberscope.errors import ModelError
-from memberscope.training.bank_files import ModelFile, claim, model_path, write_model
+from memberscope.training.bank_files import CHECKPOINT, ModelFile, claim, model_path, write_model
 from memberscope.training.bank_progress import Tracker, listed
 from memberscope.training.recipe import Recipe
 from memberscope.training.scheduler import Arrays, Listener, Tell
@@ -199,7 +199,7 @@ class TrainModel:
             remove(checkpoint)
 
     def _checkpoint(self, k: int) -> Path:
-        return model_path(self.folder, k).with_suffix(".checkpoint")
+        return model_path(self.folder, k).with_suffix(CHECKPOINT)
 
     def _fit(self, arrays: Arrays, k: int, member: NDArray[np.bool_], checkpoint: Path, tell: Tell) -> TrainedModel:
         from memberscope.training.train_target import fit

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from memberscope.defenses.base import Attached, GradientDefense, Lesson, Step
 from memberscope.defenses.registry import in_force, procedure, trainings
 from memberscope.errors import ModelError
+from memberscope.files import remove_unfinished
 from memberscope.training import checkpoint as checkpoints
 from memberscope.training.batches import Draws, Records, draw, fixed, measure
 from memberscope.training.compiling import compiled as compiled_step
@@ -201,6 +202,7 @@ class _Training:
     def keep(self, path: Path, key: checkpoints.Key, *, resume: bool) -> None:
         """Write checkpoints to this file; with `resume`, go on from the one that is there."""
         self._checkpoint = (path, key)
+        remove_unfinished(path, seconds=3600.0)  # whoever writes one for an hour is no longer alive
         state = checkpoints.read(path, key) if resume else None
         if state is None:
             return
