@@ -67,6 +67,7 @@ SOUND = Context(
     reference_accuracy=(0.71, 0.72),
     requested_fprs=(0.01,),
     claim=claim(3.0),
+    canary_clients=(40, 500),
 )
 FAILED = AttackResult(Loss, "failed", "a bug")
 
@@ -153,6 +154,7 @@ RAISED: list[tuple[str, str, dict[str, Any], str]] = [
     ("MIA014", "caution", {"results": results(Loss, FEW)}, "Most of the highest scores of few are tied"),
     ("MIA015", "caution", {"randomised": False}, "Membership was stated, not drawn at random by this audit"),
     ("MIA016", "problem", {"claim": claim(0.1)}, "BROKEN DP CLAIM"),
+    ("MIA017", "caution", {"canary_clients": (40, 5)}, "their random directions outweigh what is learnt"),
 ]
 
 
@@ -229,6 +231,7 @@ NOT_APPLICABLE: list[tuple[str, dict[str, Any], str]] = [
     ("MIA011", {"results": []}, "No attack was run."),
     ("MIA013", {"verified": None}, "Answers were given; no dataset was read."),
     ("MIA014", {"results": [FAILED]}, "No attack was run."),
+    ("MIA017", {"canary_clients": None}, "No canary clients took part."),
 ]
 
 

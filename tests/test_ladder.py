@@ -165,6 +165,27 @@ def test_the_attack_fixed_in_advance_stands_alone_and_uncorrected() -> None:
     assert headline(results[1:], 0.01).name == "loss"
 
 
+def test_an_adversary_that_comes_out_below_one_who_sees_less_says_so() -> None:
+    class Weak(InformedAttack):
+        name, title, card = HEADLINE, "Weak", Card("", "", "")
+        needs = frozenset({Knowledge.PROBABILITIES})
+
+        def fit(self, evidence: Any, member: np.ndarray) -> None:
+            pass
+
+        def score(self, evidence: Any) -> np.ndarray:
+            said = np.asarray(evidence.signals.true_log_probability)
+            return said + 3 * np.random.default_rng(0).normal(size=len(said))
+
+    rows = rows_of(results_of(CorrectnessGap, Loss, Weak))
+    assert rows["informed stranger"]["attack"] == HEADLINE
+    assert rows["informed stranger"]["more"] == "stranger"
+    assert rows["informed stranger"]["auc"]["value"] < rows["stranger"]["auc"]["value"]
+    assert rows["stranger"]["more"] is None
+    assert [rate["fpr"] for rate in rows["stranger"]["rates"]] == [0.1, 0.01]
+    assert rows["stranger"]["rates"][1]["estimate"] == rows["stranger"]["tpr"]["estimate"]
+
+
 def test_an_attack_fixed_in_advance_that_failed_is_not_answered_by() -> None:
     class Broken(Headline):
         def score(self, evidence: Any) -> np.ndarray:

@@ -72,6 +72,9 @@ class Context:
     target_aucs: tuple[Estimate, ...] = ()
     confidence: float = 0.95
     claim: Comparison | None = None
+    no_claim: str = "No accountant claims anything of this training, or no coins were thrown."
+    canary_clients: tuple[int, int] | None = None
+    """Canary clients, and clients that learn."""
 
 
 _Answer = tuple[Status, str, dict[str, Any]]
@@ -322,11 +325,27 @@ def _randomised(c: Context) -> _Answer:
 
 def _privacy_claim(c: Context) -> _Answer:
     if c.claim is None:
-        return "not applicable", "No accountant claims anything of this training, or no coins were thrown.", {}
+        return "not applicable", c.no_claim, {}
     numbers = {"at_least": c.claim.lower.epsilon, "at_most": c.claim.upper, "delta": c.claim.upper_delta}
     if c.claim.verdict == "contradiction":
         return "problem", c.claim.text, numbers
     return ("passed" if c.claim.verdict == "within" else "not applicable"), c.claim.text, numbers
+
+
+def _canary_clients(c: Context) -> _Answer:
+    if c.canary_clients is None:
+        return "not applicable", "No canary clients took part.", {}
+    canaries, learners = c.canary_clients
+    numbers = {"canaries": canaries, "clients": learners}
+    text = f"{canaries:,} canary clients were among {learners:,} that learn"
+    if canaries > learners:
+        return (
+            "caution",
+            f"{text}: their random directions outweigh what is learnt. The estimate of epsilon stands; judge accuracy "
+            "and attacks by a federation without them.",
+            numbers,
+        )
+    return "passed", f"{text}.", numbers
 
 
 CHECKS: dict[str, tuple[str, Callable[[Context], _Answer]]] = {
@@ -346,6 +365,7 @@ CHECKS: dict[str, tuple[str, Callable[[Context], _Answer]]] = {
     "MIA014": ("Tied scores", _ties),
     "MIA015": ("Membership not randomised", _randomised),
     "MIA016": ("More leaks than the privacy accountant allows", _privacy_claim),
+    "MIA017": ("Canary clients drown what is learnt", _canary_clients),
 }
 
 

@@ -65,6 +65,7 @@ def assemble(
         confidence=confidence,
         rng=seeds.generator(seed, "evaluation", "ladder"),
         no_rounds=None if federation is not None else _no_rounds(target),
+        unseen=None if federation is None else federation.get("unseen"),
         malicious=malicious,
     )
     best = headline(results, fpr)

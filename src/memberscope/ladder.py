@@ -47,6 +47,7 @@ def ladder(
     confidence: float,
     rng: np.random.Generator,
     no_rounds: str | None,
+    unseen: Mapping[str, str] | None = None,
     malicious: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the exposure ladder, weakest adversary first.
@@ -54,9 +55,10 @@ def ladder(
     An adversary may use every attack whose needs its knowledge covers. Picking the best of A attacks on the records
     that it is judged on flatters it, so the intervals of a row are at 1 - (1 - confidence) / A (Bonferroni). Where an
     attack fixed in advance ran, the weakest adversary who can run it stands with that one alone, uncorrected, and
-    stronger ones choose between it and what only they can run. `no_rounds` is the reason why the adversaries of a
-    federation were not measured, None where they were. `malicious` fills the last row, with figures of federations in
-    which somebody tampered.
+    stronger ones choose between it and what only they can run. Where an adversary who sees less comes out higher,
+    `more` names it: its attack is open to this one too, and is not put in its place, which would be another choice.
+    `no_rounds` is the reason why the adversaries of a federation were not measured, None where they were; `unseen` that
+    why some were not, by name. `malicious` fills the last row, with figures of federations in which somebody tampered.
     """
     fpr = lowest_supported_fpr(int((~member).sum()))
     rows: list[dict[str, Any]] = []
@@ -73,7 +75,8 @@ def ladder(
             open_to = [fixed] if fixed in own else [fixed, *own]
         best = strongest(open_to, fpr)
         if best is None or not own:
-            row |= {"status": "not measured", "reason": _why_not(adversary, results, measured)}
+            why = (unseen or {}).get(adversary.name) or _why_not(adversary, results, measured)
+            row |= {"status": "not measured", "reason": why}
             rows.append(row)
             continue
         by_auc = strongest(open_to, None)
@@ -84,18 +87,37 @@ def ladder(
             "status": "measured",
             "attack": best.name,
             "tpr": None if fpr is None else {"fpr": fpr, "estimate": _tpr(figures[best.name], fpr)},
+            "rates": [{"fpr": f, "estimate": e} for f in FPRS if (e := _tpr(figures[best.name], f)) is not None],
             "auc_attack": by_auc.name,
             "auc": asdict(figures[by_auc.name].auc),
             "fixed": [r.name for r in open_to] == [fixed.name] if fixed is not None else False,
             "corrected_for": len(open_to),
             "confidence": adjusted,
         }
+        weaker = [r for a, r in zip(measured, _measured(rows), strict=True) if a.knowledge <= adversary.knowledge]
+        row["more"] = _that_achieve_more(row, weaker)
         measured.append(adversary)
         rows.append(row)
     name, sees = MALICIOUS
     untried = {"status": "not measured", "reason": no_rounds or "no federation with a malicious party was audited"}
     rows.append({"adversary": name, "sees": sees, **(untried if malicious is None else malicious)})
     return rows
+
+
+def _measured(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["status"] == "measured"]
+
+
+def _that_achieve_more(row: Mapping[str, Any], weaker: Sequence[Mapping[str, Any]]) -> str | None:
+    """Of the adversaries who see less the one with the highest AUC, if that or its rate is above this one's."""
+    best = max(weaker, key=lambda w: float(w["auc"]["value"]), default=None)
+    if best is None:
+        return None
+    rates = [(r["tpr"] or {}).get("estimate") for r in (row, best)]
+    higher = best["auc"]["value"] > row["auc"]["value"]
+    if all(rates):
+        higher = higher or rates[1]["value"] > rates[0]["value"]  # type: ignore[index]
+    return str(best["adversary"]) if higher else None
 
 
 def power(result: AttackResult, fpr: float | None) -> tuple[float, float]:

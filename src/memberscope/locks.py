@@ -57,7 +57,7 @@ def _locked(lock: Path, *, wait: bool) -> int | None:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise MemberscopeError(
-                f"cannot write {lock}: {error.strerror or error}", "choose a folder that can be written"
+                f"cannot write {lock.parent}: {error.strerror or error}", "choose a folder that can be written"
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

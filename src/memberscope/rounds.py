@@ -55,18 +55,26 @@ class Reference:
     ----------
     features
         Of the same N records, and of rounds with the same numbers.
+    owner
+        int32 [N]: the client that holds each record, -1 for nobody.
     member
-        bool [N]: the record's client trained on it in this federation.
+        bool [N]: that client trained on it in this federation.
     """
 
     features: RoundFeatures
+    owner: NDArray[np.int32]
     member: NDArray[np.bool_]
 
     def __post_init__(self) -> None:
-        if self.member.shape != (self.features.n_records,):
-            raise EvidenceError(
-                f"membership of shape {list(self.member.shape)} for features of {self.features.n_records:,} records"
-            )
+        for name in ("owner", "member"):
+            if (shape := getattr(self, name).shape) != (self.features.n_records,):
+                raise EvidenceError(
+                    f"{name} has shape {list(shape)} for features of {self.features.n_records:,} records"
+                )
+
+    def trained(self, client: NDArray[np.int64], record: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the client of each pair trained on its record, bool [M]."""
+        return np.asarray(self.member[record] & (self.owner[record] == client))
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +90,7 @@ class Rounds:
     population
         int64 [Z]: rows of records known to be nobody's, none of which is asked about.
     learning_rate
-        Of the clients' optimiser, where the server sets it; None: unknown.
+        Of the clients' optimiser, where the server sets it: one for all rounds, or float64 [T]. None: unknown.
     references
         Reference federations: theirs is the membership that the adversary knows, the target's is not in here.
     """
@@ -91,7 +99,7 @@ class Rounds:
     client: NDArray[np.int64]
     record: NDArray[np.int64]
     population: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
-    learning_rate: float | None = None
+    learning_rate: float | Floats | None = None
     references: tuple[Reference, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -322,6 +330,12 @@ for _number in range(MAX_PARTS):
 def _dot_over_length(f: RoundFeatures, reply: int) -> Floats:
     """Product of the record's gradient, at its length, with the update scaled to length 1."""
     return np.asarray(_cosine(f, reply) * np.exp(_sent(f.sent_log_norm, f, reply)))
+
+
+@_series("log-norm")
+def _log_norm(f: RoundFeatures, reply: int) -> Floats:
+    """Logarithm of the norm of the record's gradient at the model that the client was sent."""
+    return _sent(f.sent_log_norm, f, reply)
 
 
 @_series("dot")

@@ -28,7 +28,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 def test_flags_of_the_page_exist() -> None:
     known = {f.name for kind in (FederationConfig, Recipe) for f in fields(kind)}
-    known |= {"resume", "superlink", "root_certificates", "weights", "workers"}  # the last one of studies
+    known |= {"resume", "superlink", "root_certificates", "weights", "workers", "table"}  # the last two of studies
     for flag in re.findall(r"`--([a-z-]+)", PAGE):
         assert flag.replace("-", "_") in known, flag
 

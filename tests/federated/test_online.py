@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +23,17 @@ from memberscope.records.pool import Dataset
 Run = Callable[..., Federation]
 TINY: dict[str, Any] = {"rounds": 3, "record_candidates": 60, "local_epochs": 6}
 ASKED = Asked(records=60, attacks=("fl-global-loss", "fl-sum-cosine"))
+
+
+def test_features_of_an_earlier_recording_in_the_same_folder_are_computed_anew(run: Run) -> None:
+    first, second = (run(record="updates", **TINY, **more) for more in ({}, {"learning_rate": 1e-4}))
+    (before, _), (expected, _) = rounds_of(first), rounds_of(second)
+    assert not np.array_equal(before.rounds.features.reply_phi, expected.rounds.features.reply_phi)
+    shutil.rmtree(first.folder / "transcript")
+    shutil.copytree(second.folder / "transcript", first.folder / "transcript")
+    (after, _), (again, _) = rounds_of(first), rounds_of(first)
+    for found in (after, again):
+        np.testing.assert_array_equal(found.rounds.features.reply_phi, expected.rounds.features.reply_phi)
 
 
 def rounds_of(run: Federation, asked: Asked = ASKED) -> Any:

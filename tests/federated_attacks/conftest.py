@@ -47,6 +47,9 @@ class Tiny:
     problems: tuple[str, ...] = ()
     tampered: tuple[str, ...] = ()
 
+    def fingerprint(self, rounds: list[int]) -> str:
+        return str(rounds)
+
     def asked(self, round_: int) -> list[int]:
         return self.clients_of(round_)
 
@@ -56,6 +59,9 @@ class Tiny:
     @property
     def rounds(self) -> list[int]:
         return sorted(self.replies)
+
+    def took_part(self, round_: int) -> list[int]:
+        return self.clients_of(round_)
 
     def clients_of(self, round_: int) -> list[int]:
         return sorted(self.replies[round_])
@@ -185,7 +191,9 @@ def evidence_of(
 def references_of(folders: pytest.TempPathFactory, coins: Iterable[int], **settings: Any) -> tuple[Reference, ...]:
     """Federations of the same records with other coins."""
     trained = [train_tiny(coins=coin, **settings) for coin in coins]
-    return tuple(Reference(features_of(tiny, folders.mktemp("reference"))[0], tiny.member) for tiny in trained)
+    return tuple(
+        Reference(features_of(tiny, folders.mktemp("reference"))[0], tiny.owner, tiny.member) for tiny in trained
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ import pytest
 
 from memberscope.errors import DataError
 from memberscope.federated.candidates import choose, others
+from memberscope.statistics.areas import auc_estimate
+from memberscope.statistics.curves import rank
 
 RNG = np.random.default_rng(0)
 N, K, C = 6000, 4, 5
@@ -30,11 +32,26 @@ def chosen_of(owner=OWNER, member=COIN, **settings):
 
 def test_held_records_stand_with_their_client_and_each_record_once() -> None:
     chosen = chosen_of(per_client=10_000)
-    assert len(np.unique(chosen.record)) == len(chosen.record) == int((OWNER >= 0).sum())
+    assert len(np.unique(chosen.record)) == len(chosen.record)
     np.testing.assert_array_equal(chosen.client, OWNER[chosen.record])
     np.testing.assert_array_equal(chosen.member, COIN[chosen.record])
     assert (OWNER[chosen.population] == -1).all()
     assert not np.isin(chosen.population, chosen.record).any()
+
+
+def test_the_size_of_a_client_does_not_tell_members() -> None:
+    """Of little ones all records would come, of large ones as many of both: most of the former are members."""
+    rng = np.random.default_rng(3)
+    owner = rng.choice(K, N, p=np.arange(1, K + 1) / sum(range(1, K + 1))).astype(np.int32)
+    owner[-500:] = -1
+    member = (owner >= 0) & (rng.random(N) < 0.95)
+    chosen = choose(owner, member, LABELS, ALL, rng, by_coin=True, per_client=120)
+    sizes = np.bincount(owner[owner >= 0], minlength=K)
+    assert len({int((chosen.client == k).sum()) for k in ALL}) > 1
+    for k in ALL:
+        mine = chosen.client == k
+        assert chosen.member[mine].sum() == (~chosen.member[mine]).sum() == min(60, (~member[owner == k]).sum())
+    assert auc_estimate(rank(-sizes[chosen.client].astype(float), chosen.member)).value == 0.5
 
 
 def test_half_of_the_pairs_of_a_client_are_members_at_most() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,22 @@ def test_the_interval_covers() -> None:
     assert inside >= 50  # 57 expected
 
 
+@pytest.mark.parametrize(("clients", "skew"), [(5, 0.0), (5, 0.8), (10, 0.8)])
+def test_few_and_unequal_clients_are_allowed_for(clients: int, skew: float) -> None:
+    """The quantiles alone cover in some 83 to 89 of 100 samples; chance makes 95 of them 90 at the least."""
+    rng = np.random.default_rng(6)
+    truth, inside = 0.5 * (1 + math.erf(0.8 / math.sqrt(4 + 2 * 0.5**2))), 0
+    for _ in range(100):
+        sizes = np.maximum(20, (80 * np.exp(skew * rng.normal(size=clients))).astype(int))
+        client = np.repeat(np.arange(clients), sizes)
+        member = np.arange(len(client)) % 2 == 0
+        shift = 0.8 + 0.5 * rng.normal(size=clients)
+        score = rng.normal(size=len(client)) + shift[client] * member
+        found, _ = clustered_estimates(score, member, client, np.arange(len(client)), fprs=(), rng=rng, draws=150)
+        inside += found.low <= truth <= found.high
+    assert inside >= 90
+
+
 def test_an_interval_holds_its_figure() -> None:
     """The highest of ten non-members often weighs less than a tenth, and then the sample's rate of 0 is missed."""
     score, member = np.arange(11.0), np.arange(11) == 9
@@ -77,18 +95,44 @@ def test_shapes_are_checked() -> None:
         clustered_estimates(np.zeros(4), member, clients, records, fprs=(), rng=np.random.default_rng())
 
 
+def counts_of(owner, labels):
+    counts = np.zeros((owner.max() + 1, labels.max() + 1), int)
+    np.add.at(counts, (owner, labels), 1)
+    return counts
+
+
+def test_the_mean_over_clients_counts_small_ones_as_much() -> None:
+    """One client with most of the records is named rightly always, the nine others never."""
+    owner = np.r_[np.zeros(910, int), np.repeat(np.arange(1, 10), 10)]
+    scores = np.zeros((10, 1000))
+    scores[0] = 1.0
+    found = source_inference(scores, owner, 0 * owner, counts_of(owner, 0 * owner), rng=np.random.default_rng(0))
+    assert found.accuracy.value == found.by_class == 0.91
+    assert found.mean_recall.value == found.chance == 0.1
+    assert found.mean_recall.low <= 0.1 <= found.mean_recall.high
+
+
+def test_guessing_by_class_is_not_flattered_by_the_records_it_is_judged_on() -> None:
+    """Fifty clients alike: the fullest of them by chance is named, and of other records it has a fiftieth."""
+    rng = np.random.default_rng(4)
+    owner, labels = rng.integers(0, 50, 1000), rng.integers(0, 10, 1000)
+    counts = rng.multinomial(200, np.full(10, 0.1), size=50)
+    found = source_inference(rng.normal(size=(50, 1000)), owner, labels, counts, rng=rng)
+    assert found.by_class == pytest.approx(0.02, abs=0.012)
+
+
 def test_the_client_with_the_highest_score_is_named() -> None:
     rng = np.random.default_rng(0)
     k, n = 5, 800
     owner, labels = rng.integers(0, k, n), rng.integers(0, 3, n)
     scores = rng.normal(size=(k, n))
     scores[owner, np.arange(n)] += 2
-    found = source_inference(scores, owner, labels, rng=rng)
+    found = source_inference(scores, owner, labels, counts_of(owner, labels), rng=rng)
     named = scores.argmax(axis=0) == owner
     assert found.accuracy.value == found.over_clients.value == named.mean()
     assert found.accuracy.low < named.mean() < found.accuracy.high
     assert found.chance == 0.2
-    assert 0.2 <= found.by_class < 0.3
+    assert found.by_class == pytest.approx(0.25, abs=0.05)
     assert sum(size for size, _ in found.recall) == n
     assert found.recall[2][1].value == named[owner == 2].mean()
 
@@ -97,7 +141,7 @@ def test_scores_that_say_nothing_name_by_chance() -> None:
     rng = np.random.default_rng(1)
     owner, labels = rng.integers(0, 4, 2000), np.zeros(2000, int)
     for scores in (np.zeros((4, 2000)), rng.normal(size=(4, 2000))):
-        found = source_inference(scores, owner, labels, rng=rng)
+        found = source_inference(scores, owner, labels, counts_of(owner, labels), rng=rng)
         assert found.accuracy.low <= 0.25 + 0.02
         assert found.accuracy.high >= 0.25 - 0.02
 
@@ -105,12 +149,15 @@ def test_scores_that_say_nothing_name_by_chance() -> None:
 def test_guessing_by_class_is_told_beside_it() -> None:
     rng = np.random.default_rng(2)
     owner = rng.integers(0, 4, 1000)
-    found = source_inference(rng.normal(size=(4, 1000)), owner, owner.copy(), rng=rng)
+    found = source_inference(rng.normal(size=(4, 1000)), owner, owner.copy(), counts_of(owner, owner), rng=rng)
     assert found.by_class == 1.0
 
 
 def test_what_cannot_be_named_is_refused() -> None:
+    zeros, rng = np.zeros(3, int), np.random.default_rng()
     with pytest.raises(EvidenceError):
-        source_inference(np.zeros((2, 3)), np.array([0, 1, 2]), np.zeros(3, int), rng=np.random.default_rng())
+        source_inference(np.zeros((2, 3)), np.array([0, 1, 2]), zeros, np.ones((2, 1), int), rng=rng)
     with pytest.raises(EvidenceError, match="NaN"):
-        source_inference(np.full((2, 3), np.nan), np.array([0, 1, 1]), np.zeros(3, int), rng=np.random.default_rng())
+        source_inference(np.full((2, 3), np.nan), np.array([0, 1, 1]), zeros, np.ones((2, 1), int), rng=rng)
+    with pytest.raises(EvidenceError, match=r"counts of shape \[2, 0\]"):
+        source_inference(np.zeros((2, 3)), np.array([0, 1, 1]), zeros, np.ones((2, 0), int), rng=rng)

@@ -37,7 +37,7 @@ class ReferenceSeries(PairAttack):
         """Sum of the log-ratios, over the rounds in which the client took part."""
         own, others = rounds.own("cosine"), rounds.others("cosine").mean
         references = [
-            (rounds.of_reference(reference).own("cosine"), reference.member[rounds.record])
+            (rounds.of_reference(reference).own("cosine"), reference.trained(rounds.client, rounds.record))
             for reference in rounds.references
         ]
         if any(values.shape != own.shape for values, _ in references):

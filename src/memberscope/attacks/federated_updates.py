@@ -106,7 +106,7 @@ class GradientDifference(PairAttack):
 
     def compare(self, rounds: Rounds) -> Scores:
         """2 <D, g> - ||g||^2, averaged."""
-        if not rounds.learning_rate:
+        if rounds.learning_rate is None:
             raise EvidenceError("the clients' learning rate is unknown", "give it: the server of a federation sets it")
-        norm = rounds.log_gradient_norm()
-        return mean_over_rounds(2 * rounds.own("dot") / rounds.learning_rate - np.exp(2 * norm))
+        rate = np.reshape(rounds.learning_rate, (-1, 1))
+        return mean_over_rounds(2 * rounds.own("dot") / rate - np.exp(2 * rounds.own("log-norm")))

@@ -207,13 +207,14 @@ def observe(
     known_federations = []
     for number, reference in enumerate(references, start=1):
         events.note(f"Reference federation {number} of {len(references)}: {reference.name}")
-        known_federations.append(Reference(_features(reference, rows, asked, events)[0], reference.member[rows]))
+        seen_there, _ = _features(reference, rows, asked, events)
+        known_federations.append(Reference(seen_there, reference.owner[rows], reference.member[rows]))
     seen = Rounds(
         features,
         chosen.client,
         place[chosen.record],
         place[chosen.population],
-        learning_rate=about.learning_rate,
+        learning_rate=None if about.rate_of is None else np.array([about.rate_of(int(r)) for r in features.rounds]),
         references=tuple(known_federations),
     )
     known = logits[place[chosen.population]]
@@ -231,10 +232,12 @@ def _features(
     if about.drawing is not None:
         FeatureWriter(about.prober(rows), about.drawing.folder, identity(about.dataset["fingerprint"], rows))
         return read_features(about.drawing.folder, about.labels[rows], rounds=rounds)
-    known = about.identity() | {"records": rows.tolist(), "rounds": rounds}
+    known = about.identity() | {"records": rows.tolist(), "recorded": transcript.fingerprint(rounds)}
     which = hashlib.sha256(rows.tobytes()).hexdigest()[:8]
     folder = about.features / f"{len(rows)}_records_{which}_every{asked.every}"
-    writer = FeatureWriter(about.prober(rows), folder, known)
+    writer = FeatureWriter(about.prober(rows), folder, known, renew=True)
+    if writer.renewed:
+        events.note("The features that were there are of an earlier recording: they are computed anew.")
     extract(
         transcript,
         writer,
@@ -266,8 +269,15 @@ def doubt(about: Subject, chosen: Candidates, results: list[AttackResult], asked
         verified=about.dataset["verified"],
         source=str(about.dataset["source"]),
         randomised=about.by_coin,
+        no_claim="No bound is proved for a federation: what its accountant promises is told, and not tested.",
+        canary_clients=_canaries(about),
     )
     return run_checks(context, asked.ignore)
+
+
+def _canaries(about: Subject) -> tuple[int, int] | None:
+    told = about.privacy.get("canaries")
+    return None if not told else (int(told["took_part"]), len(about.clients))
 
 
 def _subject(federation: str | Path | Subject) -> Subject:

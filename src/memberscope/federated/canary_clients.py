@@ -122,6 +122,7 @@ class CanaryClients:
             "mu": asdict(found.mu),
             "epsilon": asdict(found.epsilon),
             "delta": found.delta,
+            "confidence": 0.95,
             "d": found.d,
             "unseen_spread": found.unseen_spread,
         }

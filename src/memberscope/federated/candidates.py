@@ -189,9 +189,15 @@ def _at_most(
     per_client: int,
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Half as many members and half as many non-members of each client, at most."""
+    """As many members as non-members of each client, half of `per_client` each at most.
+
+    Were small clients to bring more members than non-members, and large ones as many, a client's size would give its
+    members away.
+    """
     few = np.zeros(len(client), bool)
     for k in np.unique(client):
-        for which in (member, ~member):
-            few[rng.permutation(np.flatnonzero((client == k) & which & keep))[: max(1, per_client // 2)]] = True
+        groups = [rng.permutation(np.flatnonzero((client == k) & which & keep)) for which in (member, ~member)]
+        size = min(max(1, per_client // 2), *map(len, groups))
+        for rows in groups:
+            few[rows[:size]] = True
     return few

@@ -225,6 +225,26 @@ class FederationConfig:
         self._check_canaries()
         object.__setattr__(self, "recipe", replace(self.recipe, epochs=self.rounds * self.local_epochs))
 
+    @property
+    def defenses(self) -> list[str]:
+        """What blunts attacks in it, in words: at the clients, on updates, at the server."""
+        from memberscope.defenses.registry import in_force
+
+        named = [defense.name for defense in in_force(self.recipe)]
+        if self.local_epsilon:
+            named.append(f"local DP (nominal epsilon {self.local_epsilon:g} an update)")
+        if self.keep_largest:
+            named.append(f"largest {100 * self.keep_largest:g} % of each update")
+        if self.quantise_bits:
+            named.append(f"updates of {self.quantise_bits} bits")
+        if self.central_noise:
+            named.append(f"central DP (noise {self.central_noise:g})")
+        if self.secagg_plus:
+            named.append("SecAgg+")
+        elif self.secure_aggregation:
+            named.append("secure aggregation")
+        return named
+
     def _check_canaries(self) -> None:
         if 0 < self.canary_clients < 5:
             raise ConfigError(

@@ -88,8 +88,8 @@ def show(run: Federation, *, as_json: bool = False) -> None:
     records = summary["records"]
     lines = [
         f"{summary['clients']:,} clients ({run.config.partition}) of {int(sizes.min()):,} to {int(sizes.max()):,} "
-        f"records, {summary['rounds']} rounds: {records['trained_on']:,} records trained on, {records['held']:,} held "
-        f"by clients and not trained on, {records['of_nobody']:,} of nobody",
+        f"records{_absent(summary)}, {summary['rounds']} rounds: {records['trained_on']:,} records trained on, "
+        f"{records['held']:,} held by clients and not trained on, {records['of_nobody']:,} of nobody",
         "Accuracy of the global model: " + _accuracies(summary["accuracy"]),
         *_failures(run.history, summary["failures"]),
         *_guarantees(summary["privacy"], summary["record_privacy"], summary["canaries"]),
@@ -97,6 +97,11 @@ def show(run: Federation, *, as_json: bool = False) -> None:
         f"Run folder: {run.folder.resolve()}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _absent(summary: dict[str, Any]) -> str:
+    absent = summary["clients"] - summary["took_part"]
+    return f" ({absent:,} of them took part in no round)" if absent else ""
 
 
 def _references(number: int) -> list[str]:

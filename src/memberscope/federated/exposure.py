@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memberscope import seeds
-from memberscope.attacks.base import score_records
+from memberscope.attacks.base import Scores, score_records
 from memberscope.attacks.federated import raw
 from memberscope.attacks.federated_filter import UpdateFilter
 from memberscope.attacks.federated_registry import FIXED
 from memberscope.attacks.federated_updates import Cosine, LocalTrajectory
 from memberscope.attacks.registry import get_attack
 from memberscope.attacks.runner import AttackResult, run_attacks
-from memberscope.errors import MemberscopeError
+from memberscope.errors import DataError, MemberscopeError
 from memberscope.evidence import Evidence
 from memberscope.federated.candidates import Candidates, others
 from memberscope.federated.subject import Subject
 from memberscope.knowledge import Knowledge
 from memberscope.ladder import lowest_supported_fpr, strongest
-from memberscope.statistics.clustered import clustered_estimates
+from memberscope.statistics.clustered import clustered_estimates, effective_clients
 from memberscope.statistics.evaluation import FPRS, evaluate
 from memberscope.statistics.operating import nonmembers_needed
 from memberscope.statistics.source import source_inference
 
 SHOWN_CLIENTS = 50
+_LEVEL = 0.05
+_PROTECTED = "the protocol shows it sums of updates and no client's own"
 SOURCE_RECORDS = 2000
 """Records whose client is sought, at most: every one is held against every client."""
 WHOSE = ("fl-local-trajectory", "fl-cosine", "fl-fedmia-cosine", "fl-z-cosine", UpdateFilter.name)
@@ -60,11 +64,14 @@ def describe(
         "rounds_recorded": len(transcript.rounds),
         "rounds_seen": [int(r) for r in evidence.rounds.features.rounds] if evidence.rounds else [],
         "clients": len(clients),
+        "holders": len(about.holders),
+        "effective_clients": effective_clients(chosen.client),
         "skew": about.skew(),
         "matching": chosen.matching,
         "population": len(chosen.population),
         "references": len(evidence.rounds.references) if evidence.rounds else 0,
         "problems": list(transcript.problems),
+        "unseen": {"curious server": _PROTECTED} if transcript.only_sums else {},
         "privacy": dict(about.privacy),
         "seats": _seats(ran, chosen, confidence, seed),
         "per_client": None if best is None else _per_client(best, chosen, confidence, seed),
@@ -107,21 +114,48 @@ def _per_client(best: AttackResult, chosen: Candidates, confidence: float, seed:
         confidence=confidence,
         rng=seeds.generator(seed, "evaluation"),
     ).to_dict()
-    clients = [{**entry, "name": f"client {entry['label']}"} for entry in evaluation["per_class"]]
-    ordered = sorted(clients, key=lambda c: -(c["auc"]["value"] or 0.0))
+    clients = [
+        {
+            **entry,
+            "name": f"client {entry['label']}",
+            "too_few": too_few(entry["n_members"], entry["n_nonmembers"], len(evaluation["per_class"])),
+        }
+        for entry in evaluation["per_class"]
+    ]
+    few = np.isin(chosen.client, [entry["label"] for entry in clients if entry["too_few"]])
+    ordered = sorted(clients, key=lambda c: (c["too_few"], -(c["auc"]["value"] or 0.0)))
     return {
         "attack": best.name,
         "title": best.attack.title,
         "auc": evaluation["auc"],
+        "few": _together(best.scores[few], chosen.member[few], confidence, seed),
         "clients": ordered[:SHOWN_CLIENTS],
         "left_out": max(0, len(ordered) - SHOWN_CLIENTS),
     }
 
 
+def too_few(members: int, nonmembers: int, clients: int) -> bool:
+    """Whether no ranking of so few records could be told from guessing, allowing for so many clients (at 5 %)."""
+    return clients / math.comb(members + nonmembers, members) > _LEVEL
+
+
+def _together(scores: Scores, member: NDArray[np.bool_], confidence: float, seed: int) -> dict[str, Any] | None:
+    """Clients with too few records to be judged one by one, as one."""
+    if not member.any() or member.all():
+        return None
+    rng = seeds.generator(seed, "evaluation", "few")
+    found = evaluate(scores, member, confidence=confidence, rng=rng)
+    return {"auc": asdict(found.auc), "n_members": int(member.sum()), "n_nonmembers": int((~member).sum())}
+
+
 def _whose(about: Subject, chosen: Candidates, evidence: Evidence, confidence: float, seed: int) -> dict[str, Any]:
     """Members of a client against members of the others, and which client a member is of."""
     rng = seeds.generator(seed, "evaluation", "whose")
-    pairs = others(chosen, about.labels, rng)
+    try:
+        pairs = others(chosen, about.labels, rng)
+    except DataError as error:  # each class is one client's: then it is known whose a record is
+        source = _source(about, chosen, evidence, confidence, rng)
+        return {"matching": "", "pairs": 0, "attacks": [], "reason": error.problem, "source": source}
     place = dict(zip(chosen.record.tolist(), evidence.rounds.record.tolist(), strict=True)) if evidence.rounds else {}
     asked = _asking(evidence, pairs.client, np.array([place[r] for r in pairs.record.tolist()]))
     fprs = _supported(int((~pairs.member).sum()))
@@ -155,6 +189,8 @@ def _source(
     if len(clients) < 2:
         return []
     records = evidence.rounds.record[members]
+    trained = about.member[:, None] & (about.owner[:, None] == clients)
+    counts = np.stack([np.bincount(about.labels[mine], minlength=len(about.classes)) for mine in trained.T])
     asked = _asking(evidence, np.repeat(clients, len(records)), np.tile(records, len(clients)))
     rows = []
     for attack, paper in (
@@ -166,13 +202,16 @@ def _source(
             scores = attack().score(asked).reshape(len(clients), len(records))
         except MemberscopeError:
             continue
-        found = source_inference(scores, owner, about.labels[chosen.record[members]], rng=rng, confidence=confidence)
+        found = source_inference(
+            scores, owner, about.labels[chosen.record[members]], counts, rng=rng, confidence=confidence
+        )
         rows.append(
             {
                 "attack": attack.name,
                 "how": paper,
                 "accuracy": asdict(found.accuracy),
                 "over_clients": asdict(found.over_clients),
+                "mean_recall": asdict(found.mean_recall),
                 "chance": found.chance,
                 "by_class": found.by_class,
                 "recall": [
@@ -260,7 +299,7 @@ def malicious_row(tampered: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     tpr = best["tpr"] and {"fpr": best["tpr"]["fpr"], "estimate": best["tpr"]["estimate"]}
     return {
         "status": "measured",
-        "attack": best["auc"]["attack"],
+        "attack": (best["tpr"] or best["auc"])["attack"],
         "tpr": tpr,
         "auc_attack": best["auc"]["attack"],
         "auc": auc,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +74,11 @@ class FeatureWriter:
     prober
         Asks the models about the N records.
     folder
-        Where the features are kept. Files of an earlier run with the same `identity` are taken; others are refused.
+        Where the features are kept. Files of an earlier run with the same `identity` are taken.
     identity
         What the features depend on beside the models: hashed with the labels.
+    renew
+        What becomes of files with another identity: they are removed (`renewed` tells it), or refused.
 
     Raises
     ------
@@ -83,19 +86,23 @@ class FeatureWriter:
         The folder holds features of other records or of another federation.
     """
 
-    def __init__(self, prober: Prober, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, prober: Prober, folder: Path, identity: Mapping[str, Any], *, renew: bool = False) -> None:
         self.prober, self.folder = prober, Path(folder)
         self.left_out: list[str] = []
+        self.renewed = False
         key = hashlib.sha256(prober.labels.tobytes())
         key.update(json.dumps({**identity, "format": FORMAT}, sort_keys=True, default=str).encode())
         stamp = self.folder / "features.json"
-        if stamp.is_file():
-            if json.loads(stamp.read_text()).get("key") != key.hexdigest():
+        told = _told(stamp)
+        if told is not None and told.get("key") != key.hexdigest():
+            if not renew:
                 raise RunFolderError(
                     f"{self.folder} holds features of other records or of another federation",
                     "remove that folder, or name another one",
                 )
-        else:
+            shutil.rmtree(self.folder)
+            told, self.renewed = None, True
+        if told is None:
             write_text(stamp, json.dumps({"key": key.hexdigest(), "records": len(prober.labels)}) + "\n")
 
     def has(self, number: int) -> bool:
@@ -195,6 +202,16 @@ class FeatureWriter:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"round_{number:05d}.npz"
+
+
+def _told(stamp: Path) -> dict[str, Any] | None:
+    try:
+        told = json.loads(stamp.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:  # damaged: as good as of something else
+        told = {}
+    return told if isinstance(told, dict) else {}
 
 
 def extract(

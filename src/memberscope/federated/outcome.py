@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from memberscope.federated.apps import Site
     from memberscope.federated.config import FederationConfig
@@ -41,25 +43,18 @@ def summarise(
 ) -> dict[str, Any]:
     """What federation.json holds: records, accuracies of the global model on each kind, failures, guarantees."""
     x, y = dataset.x, dataset.y
-    accuracy = {
-        name: model.accuracy(x[rows], y[rows]) if rows.any() else None
-        for name, rows in (
-            ("trained_on", design.member),
-            ("held", ~design.member & ~design.nobody),
-            ("of_nobody", design.nobody),
-        )
-    }
+    answered = took_part(history)
+    trained = design.member & np.isin(design.owner, sorted(answered))
+    groups = {"trained_on": trained, "held": ~trained & ~design.nobody, "of_nobody": design.nobody}
+    accuracy = {name: model.accuracy(x[rows], y[rows]) if rows.any() else None for name, rows in groups.items()}
     failed = [entry for record in history for entry in record["failed"]]
     return {
         "format": _FORMAT,
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint, "records": dataset.n},
         "clients": design.n_clients,
         "rounds": config.rounds,
-        "records": {
-            "trained_on": int(design.member.sum()),
-            "held": int((~design.member & ~design.nobody).sum()),
-            "of_nobody": int(design.nobody.sum()),
-        },
+        "took_part": len(answered),
+        "records": {name: int(rows.sum()) for name, rows in groups.items()},
         "records_of_clients": design.partition.sizes.tolist(),
         "skew": design.partition.skew(dataset.y, dataset.n_classes),
         "accuracy": accuracy,
@@ -72,6 +67,11 @@ def summarise(
         "precision": model.precision,
         "settings": config.to_dict(),
     }
+
+
+def took_part(history: Sequence[Mapping[str, Any]]) -> frozenset[int]:
+    """The clients that answered in some round; what the others hold nobody trained on."""
+    return frozenset(entry["client"] for record in history for entry in record["clients"])
 
 
 def weakest_guarantee(site: Site, history: list[dict[str, Any]]) -> dict[str, Any] | None:

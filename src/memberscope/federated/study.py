@@ -14,7 +14,7 @@ from memberscope.federated.config import FederationConfig, from_settings
 from memberscope.files import write_text
 from memberscope.study_cells import Job, Outcome, run_at_once, run_here
 from memberscope.study_config import WHERE, Cell, StudyConfig, read_study_as
-from memberscope.study_table import Point, mark_front, mean_of, tpr_of
+from memberscope.study_table import Point, mark_front, mean_of
 from memberscope.training.scheduler import is_cluster
 
 AUDIT_SETTINGS = ("records", "population", "every")
@@ -145,7 +145,6 @@ def _seats(document: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Line
         **_three("epsilon_by_canaries", (summary.get("canaries") or {}).get("epsilon")),
         "canary_clients": (summary.get("canaries") or {}).get("took_part"),
     }
-    by_name = {attack["name"]: attack for attack in document["attacks"]}
     lines: list[Line] = []
     for row in document["ladder"]:
         line: Line = {"seat": row["adversary"], "status": row["status"], "reason": row.get("reason") or ""}
@@ -154,9 +153,10 @@ def _seats(document: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Line
             line |= {"attack": row["attack"], "auc_attack": row["auc_attack"], **_three("auc", row["auc"])}
             line["lowest_fpr"] = None if row["tpr"] is None else row["tpr"]["fpr"]
             line |= _three("tpr_at_lowest", None if row["tpr"] is None else row["tpr"]["estimate"])
-            evaluation = by_name[row["attack"]]["evaluation"] if row["attack"] in by_name else None
+            rates = {rate["fpr"]: rate["estimate"] for rate in row.get("rates") or []}
             for fpr in (0.1, 0.01, 0.001):
-                line |= _three(f"tpr_at_{fpr:g}", None if evaluation is None else tpr_of(evaluation, fpr))
+                line |= _three(f"tpr_at_{fpr:g}", rates.get(fpr))
+            line["more"] = row.get("more") or ""
         lines.append(line)
     return lines
 
@@ -221,7 +221,7 @@ def markdown(config: FederationStudy, lines: Sequence[Line]) -> str:
             [
                 *start,
                 _shown(line, "accuracy"),
-                line["seat"],
+                line["seat"] + (f" (below the {line['more']})" if line["more"] else ""),
                 line["attack"],
                 _shown(line, "auc"),
                 rate,
@@ -232,6 +232,11 @@ def markdown(config: FederationStudy, lines: Sequence[Line]) -> str:
     notes = [
         "Accuracy is the global model's on records of nobody. Members of each client are held against records of its "
         "own that it did not train on. Intervals are 95 %; those of a seat allow for the choice of its best attack.",
+        *(
+            ["", "A seat below one that sees less achieves at least what that one does: its attacks are open to it."]
+            if any(line.get("more") for line in lines)
+            else []
+        ),
         *(
             ["", "Epsilon by canaries is an estimate and no bound; canary clients are no clients of the figures."]
             if any(line.get("epsilon_by_canaries") is not None for line in lines)

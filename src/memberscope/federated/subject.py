@@ -16,9 +16,12 @@ from torch import nn
 from memberscope.errors import DataError, RunFolderError
 from memberscope.federated import malice, online
 from memberscope.federated.online import Drawing, fingerprint_of
+from memberscope.federated.outcome import took_part
 from memberscope.federated.partition import Partition
 from memberscope.federated.prober import Prober
 from memberscope.federated.transcript import Transcript
+from memberscope.training.optimisation import rate_factor
+from memberscope.training.recipe import Recipe
 
 FEATURES = "features"
 ASKED_FOR_ACCURACY = 5000
@@ -48,8 +51,8 @@ class Subject:
         Of the federation.
     command
         What names it after `memberscope federate audit`, without folders of this machine; empty: its name.
-    learning_rate
-        Of the clients' optimiser, where the server sets it; None: unknown.
+    rate_of
+        From a round to the mean learning rate of the clients' optimiser in it, where the server sets it; None: unknown.
     content
         From pool indices to the records themselves, for the checks; None: not at hand.
     privacy
@@ -57,6 +60,8 @@ class Subject:
         None where there is none.
     drawing
         How the records were drawn that features were computed for while it trained; None: models are on record.
+    took_part
+        The clients that answered in some round, where that is known beside the transcript; None: those on record did.
     ascended
         Clients int64 [n] and pool indices int64 [n] of the pairs whose records a malicious party moved models up the
         loss of (`memberscope.federated.malice`); None: no party did, or it is not known of which.
@@ -74,19 +79,30 @@ class Subject:
     settings: Mapping[str, Any]
     features: Path
     name: str
-    learning_rate: float | None = None
+    rate_of: Callable[[int], float] | None = None
     content: Callable[[NDArray[np.int64]], NDArray[Any]] | None = field(default=None, repr=False)
     privacy: Mapping[str, Any] = field(default_factory=dict)
     drawing: Drawing | None = None
     ascended: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     command: str = ""
+    took_part: frozenset[int] | None = None
+
+    @property
+    def holders(self) -> NDArray[np.int64]:
+        """int64: clients that hold records to be trained on."""
+        return np.unique(self.owner[self.member]).astype(np.int64)
 
     @property
     def clients(self) -> NDArray[np.int64]:
-        """int64: clients that hold records and, where replies were recorded, sent one."""
-        holders = np.unique(self.owner[self.member]).astype(np.int64)
-        replied = {k for r in self.transcript.rounds for k in self.transcript.clients_of(r)}
-        return holders[np.isin(holders, sorted(replied))] if replied else holders
+        """int64: those of them that are asked about, since they took part; where replies are on record, in one of them.
+
+        What the others hold nobody trained on.
+        """
+        on_record = {k for r in self.transcript.rounds for k in self.transcript.clients_of(r)}
+        answered = on_record or self.took_part
+        if not answered:
+            answered = {k for r in self.transcript.rounds for k in self.transcript.took_part(r)}
+        return self.holders[np.isin(self.holders, sorted(answered))] if answered else self.holders
 
     def accuracy(self) -> float | None:
         """Accuracy of the last global model on records that nobody trains on, as its rounds were watched or now."""
@@ -169,15 +185,17 @@ def of_run(folder: str | Path) -> Subject:
             "device": model.device,
             "images_per_second": None,
             "history": list(model.history),
+            "defenses": config.defenses,
             "privacy": model.privacy,
         },
         settings=config.to_dict(),
         features=folder / FEATURES,
         name=str(folder),
         command=shlex.quote(folder.resolve().name),
-        learning_rate=model.recipe.learning_rate or _usual_rate(model.recipe.optimizer),
+        rate_of=lambda round_: _mean_rate(model.recipe, (round_ - 1) * config.local_epochs, config.local_epochs),
         content=lambda rows: pool.x[rows],
         drawing=online.read(folder),
+        took_part=took_part(trained.history),
         ascended=malice.ascended(malice.parse(config.malicious), trained.design) if config.malicious else None,
         privacy={"clients": trained.summary["privacy"], "canaries": trained.summary.get("canaries")},
     )
@@ -271,16 +289,17 @@ def of_transcript(
             "precision": "fp32",
             "device": str(parameters[0].device),
             "images_per_second": None,
+            "defenses": None,
             "history": [],
         },
         settings=dict(settings or {}),
         features=features or transcript.folder / FEATURES,
         name=name,
-        learning_rate=learning_rate,
+        rate_of=None if not learning_rate else lambda round_: learning_rate,
         content=lambda rows: x[rows],
         drawing=None if features is not None else online.read(transcript.folder),
     )
 
 
-def _usual_rate(optimizer: str) -> float:
-    return 0.02 if optimizer == "sgd" else 0.001
+def _mean_rate(recipe: Recipe, done: int, epochs: int) -> float:
+    return recipe.rate * sum(rate_factor(recipe, done + epoch) for epoch in range(epochs)) / epochs

@@ -13,7 +13,10 @@ A round that was trained again after a restart takes the place of its first atte
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,11 @@ class Transcript:
         """Rounds of which a model that was sent is on record, ascending."""
         return sorted(number for number, kept in self._ledger.rounds.items() if kept.sent)
 
+    def fingerprint(self, rounds: Sequence[int]) -> str:
+        """SHA-256 of which files these rounds are in, when they were recorded and what the clients said beside them."""
+        kept = [(r, asdict(self._ledger.rounds[r])) for r in rounds]
+        return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
     @property
     def clients(self) -> list[int]:
         """All clients, ascending: the ``partition-id`` that they reported, else their place among all node ids."""
@@ -126,6 +134,11 @@ class Transcript:
     def clients_of(self, round_: int) -> list[int]:
         """The clients whose own reply of a round is on record, ascending; none where only sums are kept."""
         return self._numbered(self._round(round_).received)
+
+    def took_part(self, round_: int) -> list[int]:
+        """The clients that answered in a round with a model, whether or not it could be recorded, ascending."""
+        kept = self._round(round_)
+        return self._numbered(dict.fromkeys([*kept.received, *kept.masked, *kept.passed_over]))
 
     def failures(self, round_: int) -> dict[int, str]:
         """Client -> reason, for replies that were errors."""

@@ -47,10 +47,12 @@ class Reply:
 class Round:
     """Files and figures of one round, by node id; `examples` is the weight behind `sum`.
 
+    `begun` is when the tap that recorded it began, as the tap wrote it.
     `masked` are replies under secure aggregation: what the client said beside a model that cannot be read.
     `passed_over` came in, but were not to be kept.
     """
 
+    begun: str = ""
     sent: dict[int, str] = field(default_factory=dict)
     received: dict[int, Reply] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class Ledger:
         self._nodes: set[int] = set()
         self._clashes: dict[int, set[int]] = {}
         self._begun: dict[int, int] = {}
-        self._session = 0
+        self._session, self._since = 0, ""
         self._last_round: int | None = None
         self._open = False
         self._stopped: str | None = None
@@ -128,7 +130,7 @@ class Ledger:
         """One event. Raises KeyError, TypeError or ValueError if it makes no sense."""
         kind = event["event"]
         if kind == "begin":
-            self._session += 1
+            self._session, self._since = self._session + 1, str(event.get("time") or "")
             self._open, self._stopped = True, None
             self.position = event.get("position") or self.position
             self.strategy = event.get("strategy") or self.strategy
@@ -165,7 +167,7 @@ class Ledger:
                 del self._begun[later]
             self._begun[number] = self._session
         self._nodes.update(nodes)
-        self.rounds.setdefault(number, Round()).sent.update(dict.fromkeys(nodes, file))
+        self.rounds.setdefault(number, Round(begun=self._since)).sent.update(dict.fromkeys(nodes, file))
 
     def _received(self, event: Mapping[str, Any]) -> None:
         node, base = self._node(event), event.get("base")

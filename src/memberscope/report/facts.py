@@ -24,7 +24,7 @@ def target_facts(results: Results) -> Table | None:
         ("Origin", target.get("origin")),
         ("Parameters", wording.count(target.get("parameters"))),
         ("Epochs", wording.count(target.get("epochs"))),
-        ("Defenses", ", ".join(target.get("defenses") or []) or "none"),
+        ("Defenses", _defenses(target)),
         *([("Differential privacy", wording.guarantee(target["privacy"]))] if target.get("privacy") else []),
         ("Accuracy on members (training)", wording.percent(target.get("train_acc"))),
         ("Accuracy on validation records", wording.percent(target.get("val_acc"))),
@@ -35,6 +35,11 @@ def target_facts(results: Results) -> Table | None:
         ("SHA-256 of the weights", target.get("weights_sha256")),
     ]
     return _facts(rows)
+
+
+def _defenses(target: Mapping[str, Any]) -> str:
+    named = target.get("defenses", [])
+    return "not known: it was trained elsewhere" if named is None else ", ".join(named) or "none"
 
 
 def reference_facts(results: Results) -> tuple[Table, list[str]] | None:
@@ -161,11 +166,12 @@ def options(results: Results) -> list[tuple[str, str]]:
         )
     if ladder := _labels_only(results):
         told.append(("Answer with the class only, not with probabilities", ladder))
+    if sums := _sums_only(results):
+        told.append(("Show the server sums of updates only (secure aggregation)", sums))
     told.append(
         (
             "Train with differential privacy",
-            "The only option that bounds every attack, tested or not, at a price in accuracy. "
-            + (f"Here: {wording.guarantee(target['privacy'])}." if target.get("privacy") else "Not measured here."),
+            "The only option that bounds every attack, tested or not, at a price in accuracy. " + _promised(results),
         )
     )
     told.append(
@@ -177,15 +183,41 @@ def options(results: Results) -> list[tuple[str, str]]:
     return told
 
 
+def _promised(results: Results) -> str:
+    promised = (results.get("target") or {}).get("privacy")
+    told = [f"Here: {wording.guarantee(promised)}."] if promised else []
+    to_clients = ((results.get("federation") or {}).get("privacy") or {}).get("clients")
+    if to_clients:
+        told.append(f"Here, for a client: {wording.client_guarantee(to_clients)}.")
+    return " ".join(told) or "Not measured here."
+
+
+def _measured(results: Results) -> dict[str, Mapping[str, Any]]:
+    return {r["adversary"]: r for r in results.get("ladder", []) if r["status"] == "measured"}
+
+
 def _labels_only(results: Results) -> str:
-    rows = {r["adversary"]: r for r in results.get("ladder", []) if r["status"] == "measured"}
-    only, answered = rows.get("stranger, labels only"), row_of_answer(results)
+    """Of a federation held against the stranger: who takes part has the model itself."""
+    rows = _measured(results)
+    only = rows.get("stranger, labels only")
+    answered = rows.get("stranger") if results.get("federation") else row_of_answer(results)
     if not only or not answered or answered["adversary"] == only["adversary"]:
         return ""
+    return f"The ladder shows what remains for an adversary who sees labels only: {_against(only, answered)}."
+
+
+def _sums_only(results: Results) -> str:
+    rows = _measured(results)
+    sums, single = rows.get("curious server behind secure aggregation"), rows.get("curious server")
+    if not sums or not single:
+        return ""
+    return f"What remains for a server that sees sums: {_against(sums, single)}; the model is the same."
+
+
+def _against(less: Mapping[str, Any], more: Mapping[str, Any]) -> str:
     return (
-        "The ladder shows what remains for an adversary who sees labels only: AUC "
-        f"{wording.estimate_text(only['auc'])}, against {wording.estimate_text(answered['auc'])} of the "
-        f"{answered['adversary']}."
+        f"AUC {wording.estimate_text(less['auc'])}, against {wording.estimate_text(more['auc'])} of the "
+        f"{more['adversary']}"
     )
 
 

@@ -19,7 +19,7 @@ def federation_page(results: Results) -> dict[str, Any] | None:
     per_client = told.get("per_client")
     return {
         "facts": _facts(told),
-        "few": int(told["clients"]) < _FEW_CLIENTS,
+        "few": wording.significant(counted, 2) if (counted := _effective(told)) < _FEW_CLIENTS else "",
         "problems": told.get("problems") or [],
         "seats": _seats(told, results),
         "figure": _clients_figure(per_client) if per_client else None,
@@ -27,6 +27,7 @@ def federation_page(results: Results) -> dict[str, Any] | None:
         "left_out": per_client["left_out"] if per_client else 0,
         "attack": per_client["title"] if per_client else "",
         "whose": _whose(told.get("whose")),
+        "no_whose": (told.get("whose") or {}).get("reason") or "",
         "source": _source(told.get("whose")),
         "recall": _recall(told.get("whose")),
         "tampered": _tampered(told.get("tampered") or []),
@@ -41,7 +42,7 @@ def _facts(told: Mapping[str, Any]) -> Table:
         ("Recorded by", told["view"]),
         ("Where the tap sat", told.get("position")),
         ("Strategy", told.get("strategy")),
-        ("Clients", wording.count(told["clients"])),
+        ("Clients", _how_many(told)),
         (
             "Skew of the partition",
             f"{wording.significant(told['skew'])} (mean distance of a client's class mix from everybody's: 0 alike, "
@@ -55,6 +56,20 @@ def _facts(told: Mapping[str, Any]) -> Table:
         *_privacy(told.get("privacy") or {}),
     ]
     return Table(("", ""), [[Cell(k), Cell(str(v))] for k, v in rows if v], numeric=False)
+
+
+def _effective(told: Mapping[str, Any]) -> float:
+    return float(told.get("effective_clients") or told["clients"])
+
+
+def _how_many(told: Mapping[str, Any]) -> str:
+    asked, there = int(told["clients"]), int(told.get("holders") or told["clients"])
+    if asked == there:
+        return wording.count(asked)
+    return (
+        f"{wording.count(asked)} that took part, of {wording.count(there)} that hold records; what the others hold is "
+        "not asked about"
+    )
 
 
 def _privacy(told: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -86,7 +101,12 @@ def _seats(told: Mapping[str, Any], results: Results) -> Table | None:
 
 def _clients_figure(per_client: Mapping[str, Any]) -> Figure:
     rows = [_interval("all clients", per_client["auc"], strong=True)]
-    rows += [_interval(c["name"], c.get("auc_adjusted") or c["auc"]) for c in per_client["clients"]]
+    few = sum(bool(c.get("too_few")) for c in per_client["clients"])
+    if per_client.get("few"):
+        rows.append(_interval(f"{few} with too few records, together", per_client["few"]["auc"]))
+    rows += [
+        _interval(c["name"], c.get("auc_adjusted") or c["auc"]) for c in per_client["clients"] if not c.get("too_few")
+    ]
     title = "Who is exposed: AUC by client"
     drawing = svg.forest(
         rows,
@@ -99,8 +119,11 @@ def _clients_figure(per_client: Mapping[str, Any]) -> Figure:
     )
     reading = (
         "How to read it: each dot is one client, its line the interval, widened so that all clients together are right "
-        "at the stated level. A client whose line crosses the dashed mark cannot be told from guessing."
+        "at the stated level. Where a line crosses the dashed mark, so many records do not tell the client from "
+        "guessing."
     )
+    if few:
+        reading += f" {wording.plural(few, 'client')} brought so few that no outcome could: safe or not, it is unknown."
     return Figure("clients", title, reading, drawing, interval_table("Client", rows))
 
 
@@ -125,7 +148,9 @@ def _clients_table(per_client: Mapping[str, Any]) -> Table:
                 estimate_cell(c["auc"]),
                 found,
                 Cell(wording.rate(point["fpr"]) if point.get("supported") else wording.DASH),
-                Cell(wording.p_value(c["p_adjusted"]) if wording.known(c.get("p_adjusted")) else wording.DASH),
+                Cell("too few records to tell", "", "muted")
+                if c.get("too_few")
+                else Cell(wording.p_value(c["p_adjusted"]) if wording.known(c.get("p_adjusted")) else wording.DASH),
             ]
         )
     header = ("Client", "Members", "Non-members", "AUC", "TPR", "at FPR", "Against guessing, adjusted")
@@ -154,12 +179,16 @@ def _source(whose: Mapping[str, Any] | None) -> Table | None:
             Cell(s["how"], s["attack"]),
             estimate_cell(s["accuracy"], as_percent=True),
             Cell(wording.interval(s["over_clients"], as_percent=True)),
-            Cell(wording.percent(s["chance"])),
             Cell(wording.percent(s["by_class"])),
+            estimate_cell(s.get("mean_recall"), as_percent=True),
+            Cell(wording.percent(s["chance"])),
         ]
         for s in whose["source"]
     ]
-    header = ("Named is", "Named rightly", "Interval over clients too", "Guessing", "Guessing by class")
+    header = (
+        *("Named is", "Named rightly", "Interval over clients too", "Guessing by class"),
+        *("Mean over clients", "Guessing"),
+    )
     return Table(header, rows)
 
 

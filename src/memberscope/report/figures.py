@@ -124,14 +124,16 @@ def histogram_figure(results: Results) -> Figure | None:
 
 
 def learning_figures(results: Results) -> list[Figure]:
-    """Accuracy and loss by epoch; empty where the history is missing."""
+    """Accuracy and loss by epoch, or by round of a federation; empty where the history is missing."""
     target = results.get("target") or {}
     history = target.get("history") or []
     if not history:
         return []
+    words = wording.learning_words(results)
+    accuracy, loss = target.get("test_acc"), target.get("test_loss")
     return [
-        _learning(history, target.get("test_acc"), ("train_acc", "val_acc"), "accuracy", "Accuracy", as_percent=True),
-        _learning(history, target.get("test_loss"), ("train_loss", "val_loss"), "loss", "Cross-entropy (nats)"),
+        _learning(history, accuracy, ("train_acc", "val_acc"), "accuracy", "Accuracy", words, as_percent=True),
+        _learning(history, loss, ("train_loss", "val_loss"), "loss", "Cross-entropy (nats)", words),
     ]
 
 
@@ -268,12 +270,13 @@ def _learning(
     keys: tuple[str, str],
     key: str,
     unit: str,
+    words: wording.LearningWords,
     *,
     as_percent: bool = False,
 ) -> Figure:
     curves, legend = [], []
     write = wording.percent if as_percent else wording.significant
-    for style, (column, name) in enumerate(zip(keys, ("training (members)", "validation"), strict=True)):
+    for style, (column, name) in enumerate(zip(keys, words.curves, strict=True)):
         points = [(row["epoch"], row[column]) for row in history if wording.known(row.get(column))]
         if points:
             x, y = zip(*points, strict=True)
@@ -281,26 +284,29 @@ def _learning(
             legend.append((svg.swatch(style), name, f"last {write(y[-1])}"))
     if wording.known(test):
         curves.append(svg.Curve((history[-1]["epoch"],), (test,), 2, marks=True))
-        legend.append((svg.swatch_dot(2), "test, final model", write(test)))
+        legend.append((svg.swatch_dot(2), words.final, write(test)))
     step = max(1, -(-len(history) // EPOCH_ROWS))
     listed = [row for i, row in enumerate(history) if (i + 1) % step == 0 or i in (0, len(history) - 1)]
     rows = [[Cell(str(r["epoch"])), *(Cell(write(r.get(c))) for c in keys)] for r in listed]
-    title = f"{unit.split(' (')[0]} by epoch"
+    title = f"{unit.split(' (')[0]} by {words.step}"
     return Figure(
         key,
         title,
-        "How to read it: the distance between the two lines at the end is the generalisation gap; the wider it is, the "
-        "more the model treats its training records differently, which is what attacks look for.",
+        words.reading,
         svg.lines(
             curves,
             key=key,
             title=title,
-            desc=f"{title} on training and validation records over {wording.plural(len(history), 'epoch')}.",
-            x_label="Epoch",
+            desc=f"{title}, {' and '.join(words.curves)}, over {wording.plural(len(history), words.step)}.",
+            x_label=words.step.capitalize(),
             y_label=unit,
             as_percent=as_percent,
         ),
-        Table(("Epoch", "Training", "Validation"), rows, f"Every {step}th epoch." if step > 1 else ""),
+        Table(
+            (words.step.capitalize(), *(name.capitalize() for name in words.curves)),
+            rows,
+            f"Every {step}th {words.step}." if step > 1 else "",
+        ),
         legend,
     )
 

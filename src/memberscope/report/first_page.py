@@ -177,6 +177,7 @@ def _ladder(results: Results) -> dict[str, Any]:
         shown: dict[str, Any] = {"adversary": row["adversary"], "sees": row["sees"], "measured": row in measured}
         if row not in measured:
             reason = row.get("reason") or "no attack of this adversary was run"
+            shown["ruled_out"] = row["adversary"] in ((results.get("federation") or {}).get("unseen") or {})
             if rows and rows[-1].get("reason") == reason:  # one line for all that were left out for one reason
                 rows[-1]["adversary"] += f"; {row['adversary']}"
             else:
@@ -184,7 +185,8 @@ def _ladder(results: Results) -> dict[str, Any]:
             continue
         tpr, auc = (row.get("tpr") or {}).get("estimate"), row.get("auc")
         by, by_auc = (titles.get(row.get(key), row.get(key)) for key in ("attack", "auc_attack"))
-        rows.append(shown | {"attack": by, "by": "" if by_auc == by else by_auc, "note": "", "at": ""} | _pairs(auc))
+        told = {"attack": by, "by": "" if by_auc == by else by_auc, "more": row.get("more"), "note": "", "at": ""}
+        rows.append(shown | told | _pairs(auc))
         if tpr is None or fpr is None:
             rows[-1] |= {"found": "", "interval": "n too small", "strip": ""}
             continue
@@ -244,6 +246,7 @@ def _exposed(results: Results) -> dict[str, Any]:
     exposed, best = results.get("exposed") or {}, headline(results)
     classes = []
     several = len(best["evaluation"].get("per_class") or []) > 1 if best else False
+    federation = results.get("federation") or {}
     for row in (exposed.get("worst_classes") or [])[:3] if several else []:
         classes.append(
             {
@@ -258,6 +261,9 @@ def _exposed(results: Results) -> dict[str, Any]:
     return {
         "classes": classes,
         "n_classes": (results.get("dataset") or {}).get("n_classes"),
+        "clients": _clients(federation.get("per_client")),
+        "n_clients": wording.count(federation.get("clients")),
+        "traced": _traced(federation.get("whose")),
         "sure": (wording.count(zero["k"]), wording.count(zero["n"])) if zero and wording.known(zero.get("k")) else None,
         "flagged": _flagged(exposed.get("flagged")),
         "worst": _worst_case(results),
@@ -265,6 +271,33 @@ def _exposed(results: Results) -> dict[str, Any]:
         "train": wording.percent(target.get("train_acc")),
         "test": wording.percent(target.get("test_acc")),
         "pictures": len(exposed.get("top_records") or []),
+    }
+
+
+def _clients(per_client: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The most exposed clients of which there are records enough to tell, three at most."""
+    if not per_client:
+        return []
+    known = [c for c in per_client["clients"] if not c.get("too_few") and wording.known(c["auc"].get("value"))]
+    return [
+        {
+            "name": str(c["name"]).capitalize(),
+            "chance": wording.known(c.get("p_adjusted")) and c["p_adjusted"] > SIGNIFICANT,
+            **_pairs(c.get("auc_adjusted") or c["auc"]),
+        }
+        for c in known[:3]
+    ]
+
+
+def _traced(whose: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """How often the client of a record is named rightly, by the best of the ways."""
+    if not whose or not whose.get("source"):
+        return None
+    best = max(whose["source"], key=lambda s: float(s["accuracy"]["value"]))
+    return {
+        "share": wording.percent(best["accuracy"]["value"]),
+        "interval": wording.interval(best["accuracy"], as_percent=True),
+        "guess": f"{wording.percent(best['chance'])}, by class {wording.percent(best['by_class'])}",
     }
 
 

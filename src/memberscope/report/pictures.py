@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memberscope.report import class_plots, plots
+from memberscope.report.wording import learning_words
 
 
 def write_all(
@@ -41,8 +42,9 @@ def write_all(
     plots.confusion_matrix(folder / "confusion_matrix.png", best)
     target = document["target"] or {}
     history = target.get("history") or []
-    plots.accuracy_curve(folder / "accuracy_curve.png", history, test=target.get("test_acc"))
-    plots.loss_curve(folder / "loss_curve.png", history, test=target.get("test_loss"))
+    words = learning_words(document)
+    plots.accuracy_curve(folder / "accuracy_curve.png", history, test=target.get("test_acc"), words=words)
+    plots.loss_curve(folder / "loss_curve.png", history, test=target.get("test_loss"), words=words)
     for k, name in enumerate(document["dataset"]["classes"]):
         rows = label == k
         of_class = np.zeros(int(rows.sum())) if scores is None else scores[rows]

@@ -29,7 +29,7 @@ from memberscope.report.canvas import (
     say,
 )
 from memberscope.report.document import NAMED_LINES
-from memberscope.report.wording import count, known, level, percent, shorten, significant
+from memberscope.report.wording import CENTRAL, LearningWords, count, known, level, percent, shorten, significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -150,7 +150,9 @@ def confusion_matrix(path: Path, evaluation: Evaluation | None) -> None:
         )
 
 
-def accuracy_curve(path: Path, history: Sequence[Mapping[str, Any]], *, test: float | None = None) -> None:
+def accuracy_curve(
+    path: Path, history: Sequence[Mapping[str, Any]], *, test: float | None = None, words: LearningWords = CENTRAL
+) -> None:
     """Accuracy on members and on validation records by epoch; the final test accuracy is a mark at the right.
 
     Parameters
@@ -162,24 +164,28 @@ def accuracy_curve(path: Path, history: Sequence[Mapping[str, Any]], *, test: fl
         without its history; the figure then says so.
     test
         Final accuracy on the test records, or None.
+    words
+        Whether the steps are epochs or rounds, and whose the curves are.
     """
-    with drawing(path, (6.4, 4.2), "Accuracy by epoch") as axes:
-        _learning_curve(axes, history, ("train_acc", "val_acc"), test)
+    with drawing(path, (6.4, 4.2), f"Accuracy by {words.step}") as axes:
+        _learning_curve(axes, history, ("train_acc", "val_acc"), test, words)
         axes.set(ylabel="Accuracy", ylim=(0, 1.02))
 
 
-def loss_curve(path: Path, history: Sequence[Mapping[str, Any]], *, test: float | None = None) -> None:
+def loss_curve(
+    path: Path, history: Sequence[Mapping[str, Any]], *, test: float | None = None, words: LearningWords = CENTRAL
+) -> None:
     """Loss on members and on validation records by epoch; as `accuracy_curve`, with train_loss and val_loss.
 
     Parameters
     ----------
-    path, history
+    path, history, words
         As for `accuracy_curve`.
     test
         Final loss on the test records, or None.
     """
-    with drawing(path, (6.4, 4.2), "Loss by epoch") as axes:
-        _learning_curve(axes, history, ("train_loss", "val_loss"), test)
+    with drawing(path, (6.4, 4.2), f"Loss by {words.step}") as axes:
+        _learning_curve(axes, history, ("train_loss", "val_loss"), test, words)
         axes.set(ylabel="Cross-entropy (nats)", ylim=(0, None))
 
 
@@ -242,15 +248,15 @@ def _lines(
 
 
 def _learning_curve(
-    axes: Axes, history: Sequence[Mapping[str, Any]], keys: tuple[str, str], test: float | None
+    axes: Axes, history: Sequence[Mapping[str, Any]], keys: tuple[str, str], test: float | None, words: LearningWords
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    final = f"test, final model: {significant(test)}" if known(test) else ""
+    final = f"{words.final}: {significant(test)}" if known(test) else ""
     last = None
     for key, colour, dash, text in (
-        (keys[0], MEMBER, "-", "training (members)"),
-        (keys[1], NONMEMBER, (0, (6, 2)), "validation"),
+        (keys[0], MEMBER, "-", words.curves[0]),
+        (keys[1], NONMEMBER, (0, (6, 2)), words.curves[1]),
     ):
         points = [(row["epoch"], row[key]) for row in history if known(row.get(key))]
         if points:
@@ -262,10 +268,10 @@ def _learning_curve(
         return
     if test is not None and final:
         axes.plot([last], [test], color=TEST, marker="D", ls="none", ms=7, label=final, clip_on=False, zorder=5)
-    axes.set(xlabel="Epoch")
+    axes.set(xlabel=words.step.capitalize())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.legend(loc="best")
-    caption(axes, "The distance between the two lines at the end is the generalisation gap.")
+    caption(axes, words.brief)
 
 
 def _caption(axes: Axes, evaluations: Sequence[Evaluation], reading: str) -> None:

@@ -177,8 +177,11 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         The table there is not one that was written here; it stays as it is.
     """
     path = Path(path)
-    with exclusively(path.with_name(f".{path.name}.lock")):
-        write_text(path, csv_text([*_table(path), *rows]))
+    try:
+        with exclusively(path.with_name(f".{path.name}.lock")):
+            write_text(path, csv_text([*_table(path), *rows]))
+    except OSError as error:
+        raise _cannot_write(path.parent, error) from error
 
 
 def _table(path: Path) -> list[dict[str, Any]]:

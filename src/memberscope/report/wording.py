@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -75,7 +76,8 @@ def canary_estimate(told: Mapping[str, Any], promised: Mapping[str, Any] | None)
         return f"no estimate: {told['reason']}"
     value, low, high = (significant(told["epsilon"][end]) for end in ("value", "low", "high"))
     text = (
-        f"epsilon about {value} [{low}, {high}] at delta {told['delta']:g} for one client, an estimate from "
+        f"epsilon about {value} [{low}, {high}: {level(told.get('confidence', 0.95))}] at delta {told['delta']:g} for "
+        "one client, an estimate from "
         f"{told['took_part']:,} canary clients in {told['d']:,} weights and no bound, against {told['holds_against']}"
     )
     if promised is not None and promised["epsilon"] is not None:
@@ -233,3 +235,37 @@ def listing(items: Sequence[str]) -> str:
 
 def _superscript(number: int) -> str:
     return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+@dataclass(frozen=True)
+class LearningWords:
+    """How learning curves are spoken of."""
+
+    step: str
+    curves: tuple[str, str]
+    final: str
+    reading: str
+    brief: str
+
+
+CENTRAL = LearningWords(
+    "epoch",
+    ("training (members)", "validation"),
+    "test, final model",
+    "How to read it: the distance between the two lines at the end is the generalisation gap; the wider it is, the "
+    "more the model treats its training records differently, which is what attacks look for.",
+    "The distance between the two lines at the end is the generalisation gap.",
+)
+FEDERATED = LearningWords(
+    "round",
+    ("clients' models, own records", "global model, nobody's records"),
+    "global model, non-members judged",
+    "How to read it: the upper line is what clients send, each on records that it trained on, before it is averaged "
+    "into the global model of the other line. A server that sees each client's model sees the wider of the two gaps.",
+    "Clients' models are those that they send, each on records that it trained on.",
+)
+
+
+def learning_words(results: Mapping[str, Any]) -> LearningWords:
+    """Those for the curves of a document: of a federation, or of a training in one place."""
+    return FEDERATED if results.get("federation") else CENTRAL

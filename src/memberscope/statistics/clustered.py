@@ -3,8 +3,10 @@
 Pairs of one client share its training, pairs of one record its difficulty. Both are drawn anew: every client and every
 record gets a random weight, a pair the product of the two (A. Owen, "The pigeonhole bootstrap", Annals of Applied
 Statistics 1, 2007; with exponential weights, A. Owen and D. Eckles, "Bootstrapping data arrays of arbitrary order",
-Annals of Applied Statistics 6, 2012). It is cautious: where nothing depends on the client it is a little too wide. With
-fewer than ten clients no method knows their spread well.
+Annals of Applied Statistics 6, 2012). It is cautious: where nothing depends on the client it is a little too wide.
+Quantiles of few clients lie too near: the interval is widened as Student's t is beside the normal distribution, with
+as many clients as there would be of equal size (Kish's effective number). With fewer than ten of these no method knows
+their spread well.
 """
 
 from __future__ import annotations
@@ -13,12 +15,28 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm, t
 
 from memberscope.errors import EvidenceError
 from memberscope.statistics.curves import FloatArray, auc, check_scores, rank, roc_curve
 from memberscope.statistics.intervals import Estimate
 
 DRAWS = 1000
+
+
+def effective_clients(client: NDArray[np.int64]) -> float:
+    """How many clients of equal size tell as much as those of these pairs: (sum n)^2 / sum n^2 (Kish 1965)."""
+    sizes = np.unique(client, return_counts=True)[1].astype(np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
+def widening(client: NDArray[np.int64], confidence: float) -> float:
+    """How much wider than the quantiles of a bootstrap over these clients an interval is; 1 for a single client."""
+    clients = effective_clients(client)
+    if len(np.unique(client)) == 1:
+        return 1.0
+    level = (1 + confidence) / 2
+    return float(t.ppf(level, clients - 1) / norm.ppf(level))
 
 
 def clustered_estimates(
@@ -81,10 +99,12 @@ def clustered_estimates(
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
     curve = roc_curve(ranking)
     limits = np.quantile(rates, ends, axis=0)
-    told = [_around(curve.tpr_at(fpr), limits[:, i], method) for i, fpr in enumerate(fprs)]
-    return _around(auc(ranking), np.quantile(areas, ends), method), told
+    wide = widening(client, confidence)
+    told = [around(curve.tpr_at(fpr), limits[:, i], wide, method) for i, fpr in enumerate(fprs)]
+    return around(auc(ranking), np.quantile(areas, ends), wide, method), told
 
 
-def _around(value: float, ends: FloatArray, method: str) -> Estimate:
-    """The quantiles of the draws as an interval; where few pairs make them miss the figure itself, up to that."""
-    return Estimate(value, min(value, float(ends[0])), max(value, float(ends[1])), method)
+def around(value: float, ends: FloatArray, wide: float, method: str) -> Estimate:
+    """Quantiles of draws as an interval of a figure in [0, 1], each end `wide` times as far away; none misses it."""
+    low, high = (value + wide * (float(end) - value) for end in ends)
+    return Estimate(value, max(0.0, min(value, low)), min(1.0, max(value, high)), method)
