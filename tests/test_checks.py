@@ -68,6 +68,7 @@ SOUND = Context(
     requested_fprs=(0.01,),
     claim=claim(3.0),
     canary_clients=(40, 500),
+    recording=("passed", "They fit.", {}),
 )
 FAILED = AttackResult(Loss, "failed", "a bug")
 
@@ -155,6 +156,7 @@ RAISED: list[tuple[str, str, dict[str, Any], str]] = [
     ("MIA015", "caution", {"randomised": False}, "Membership was stated, not drawn at random by this audit"),
     ("MIA016", "problem", {"claim": claim(0.1)}, "BROKEN DP CLAIM"),
     ("MIA017", "caution", {"canary_clients": (40, 5)}, "their random directions outweigh what is learnt"),
+    ("MIA018", "problem", {"recording": ("problem", "numbered otherwise", {})}, "numbered otherwise"),
 ]
 
 
@@ -232,6 +234,7 @@ NOT_APPLICABLE: list[tuple[str, dict[str, Any], str]] = [
     ("MIA013", {"verified": None}, "Answers were given; no dataset was read."),
     ("MIA014", {"results": [FAILED]}, "No attack was run."),
     ("MIA017", {"canary_clients": None}, "No canary clients took part."),
+    ("MIA018", {"recording": None}, "No federation was recorded."),
 ]
 
 

@@ -25,6 +25,8 @@ from memberscope.statistics.over_targets import excess_variance
 
 Status = Literal["problem", "caution", "passed", "not applicable", "muted"]
 
+_Answer = tuple[Status, str, dict[str, Any]]
+
 FLOOR = ("gap", "loss", "phi", "hinge", "confidence", "entropy", "modified-entropy")
 """Attacks by one global threshold, which any attack that knows or learns more should beat."""
 
@@ -75,9 +77,8 @@ class Context:
     no_claim: str = "No accountant claims anything of this training, or no coins were thrown."
     canary_clients: tuple[int, int] | None = None
     """Canary clients, and clients that learn."""
-
-
-_Answer = tuple[Status, str, dict[str, Any]]
+    recording: _Answer | None = None
+    """Of a federation: whether recording and records fit each other (`federated.plausibility`)."""
 
 
 def _blind(c: Context) -> _Answer:
@@ -348,6 +349,10 @@ def _canary_clients(c: Context) -> _Answer:
     return "passed", f"{text}.", numbers
 
 
+def _recording(c: Context) -> _Answer:
+    return c.recording or ("not applicable", "No federation was recorded.", {})
+
+
 CHECKS: dict[str, tuple[str, Callable[[Context], _Answer]]] = {
     "MIA001": ("Members and non-members separable without the model", _blind),
     "MIA002": ("Duplicates across the split", _duplicates),
@@ -366,6 +371,7 @@ CHECKS: dict[str, tuple[str, Callable[[Context], _Answer]]] = {
     "MIA015": ("Membership not randomised", _randomised),
     "MIA016": ("More leaks than the privacy accountant allows", _privacy_claim),
     "MIA017": ("Canary clients drown what is learnt", _canary_clients),
+    "MIA018": ("Recording and records do not fit each other", _recording),
 }
 
 

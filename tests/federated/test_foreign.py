@@ -16,8 +16,8 @@ from sklearn.datasets import load_digits
 
 from memberscope.errors import ConfigError, DataError, MemberscopeError
 from memberscope.federated import tamper
-from memberscope.federated.foreign import inside, read_app, run_app
-from memberscope.federated.foreign_records import load_records
+from memberscope.federated.foreign import inside, read_app, run_app, seeded
+from memberscope.federated.foreign_records import check_repeatable, load_records
 from memberscope.federated.taping import Taping
 
 APPS = Path(__file__).parent / "apps"
@@ -188,3 +188,103 @@ def test_records_can_be_given_whole(tmp_path: Path) -> None:
     for bad, told in ((str(tmp_path / "none.npz"), "cannot read the records"), ("task.load", "neither package")):
         with pytest.raises(DataError, match=told):
             load_records(bad, [0])
+
+
+LOADER = """
+import torch
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+
+def data(k):
+    x = torch.arange(40.0).reshape(20, 2) + 100 * k
+    return TensorDataset(x, torch.arange(20) % 3)
+
+def halves(partition_id, num_partitions):
+    d = data(partition_id)
+    one, two = SubsetRandomSampler(range(10)), SubsetRandomSampler(range(10, 20))
+    return DataLoader(d, batch_size=4, sampler=one), DataLoader(d, batch_size=4, sampler=two)
+
+def weighted(partition_id, num_partitions):
+    d = data(partition_id)
+    return DataLoader(d, sampler=WeightedRandomSampler(torch.ones(20), 20)), DataLoader(d)
+
+def replaced(partition_id, num_partitions):
+    d = data(partition_id)
+    return DataLoader(d, sampler=RandomSampler(d, replacement=True)), DataLoader(d)
+
+def scaled(items):
+    return torch.stack([x / 10 for x, _ in items]), torch.tensor([int(y) for _, y in items])
+
+def collated(partition_id=0, num_partitions=2):
+    d = data(partition_id)
+    a, b = torch.utils.data.Subset(d, range(10)), torch.utils.data.Subset(d, range(10, 20))
+    return DataLoader(a, batch_size=4, shuffle=True, collate_fn=scaled), DataLoader(b, collate_fn=scaled)
+
+def broken(partition_id, num_partitions):
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self): return 3
+        def __getitem__(self, i): raise OSError(f"no image {i}")
+    return DataLoader(Broken()), DataLoader(Broken())
+
+SPLIT = torch.randperm(20).tolist()
+
+def at_import(partition_id, num_partitions):
+    d = data(partition_id)
+    return torch.utils.data.Subset(d, SPLIT[:10]), torch.utils.data.Subset(d, SPLIT[10:])
+"""
+
+
+@pytest.fixture
+def loaders(tmp_path: Path) -> Path:
+    (tmp_path / "loaders.py").write_text(LOADER)
+    return tmp_path
+
+
+def test_of_a_loader_what_its_sampler_draws_and_as_it_collates(loaders: Path) -> None:
+    with inside(loaders):
+        found = load_records("loaders:halves", [0, 1])
+        assert found.member.sum() == (~found.member).sum() == 20
+        assert found.x[found.member & (found.owner == 0)].max() < 20
+        collated = load_records(
+            "loaders:collated", [0, 1]
+        )  # both arguments have defaults: asked by client none the less
+        np.testing.assert_array_equal(collated.x, found.x / 10)
+        for name, told in (("weighted", "WeightedRandomSampler draws"), ("replaced", "RandomSampler draws")):
+            with pytest.raises(DataError, match=told):
+                load_records(f"loaders:{name}", [0, 1])
+        with pytest.raises(DataError, match="client 0: a record cannot be read: OSError: no image 0"):
+            load_records("loaders:broken", [0, 1])
+
+
+def test_a_split_that_is_drawn_at_import_is_found_when_imported_anew(loaders: Path) -> None:
+    with inside(loaders), seeded(0):
+        found = load_records("loaders:at_import", [0, 1])
+        check_repeatable(found, "loaders:at_import", [0, 1])  # the same import
+    with inside(loaders), seeded(1), pytest.raises(DataError, match="other records each time"):
+        check_repeatable(found, "loaders:at_import", [0, 1])
+
+
+def test_an_app_that_waits_for_clients_that_never_come_is_told_so(app_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(MemberscopeError, match="waits for more clients than the 1"):
+        run_app(read_app(app_dir, FEW), tmp_path / "alone", n_clients=1)
+
+
+def test_an_app_that_exits_is_a_failure_with_a_name(app_dir: Path, tmp_path: Path) -> None:
+    (app_dir / "digits_app" / "server_app.py").write_text(
+        "from flwr.serverapp import ServerApp\nimport sys\napp = ServerApp()\n\n@app.main()\n"
+        "def main(grid, context):\n    sys.exit(2)\n"
+    )
+    with pytest.raises(MemberscopeError, match=r"failed: SystemExit: 2 \(digits_app/server_app.py, line 7\)"):
+        run_app(read_app(app_dir, FEW), tmp_path / "exits")
+
+
+def test_a_strategy_that_is_started_twice_goes_on_counting(app_dir: Path, tmp_path: Path) -> None:
+    path = app_dir / "digits_app" / "server_app.py"
+    text = path.read_text()
+    assert text.count("strategy.start(") == 1
+    lines = text.splitlines()
+    (number,) = (i for i, line in enumerate(lines) if "strategy.start(" in line)
+    end = next(i for i in range(number, len(lines)) if lines[i].rstrip().endswith(")"))
+    path.write_text("\n".join([*lines[: end + 1], *lines[number:]]) + "\n")
+    t = run_app(read_app(app_dir, FEW), tmp_path / "twice")
+    assert t.rounds == [1, 2, 3, 4]
+    assert t.problems == ()

@@ -112,7 +112,7 @@ def test_the_sums_of_an_app_show_less_and_a_malicious_server_is_reported_apart(a
         (("APP", "--model", "digits_app.task:Net"), "--model and --records go together"),
         (("APP", "--model", "digits_app.task:No", "--records", "digits_app.task:load_data"), "cannot import the model"),
         (("APP", "--model", "digits_app.task:Net", "--records", "digits_app.task:load_data"), "expected logits"),
-        (("APP", "--model", "digits_app.task:Net", "--records", "no.npz"), "cannot read the records"),
+        (("APP", "--model", "digits_app.task:Net", "--records", "no.npz"), "there is no file of records"),
         (
             ("APP", "--model", "mlp", "--records", "digits_app.task:load_data", "--malicious", "bribe:1"),
             "isolate:K cuts client K off",

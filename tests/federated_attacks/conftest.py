@@ -46,6 +46,8 @@ class Tiny:
     strategy: str = "FedAvg"
     problems: tuple[str, ...] = ()
     tampered: tuple[str, ...] = ()
+    observer: int | None = None
+    keeps_models: bool = True
 
     def fingerprint(self, rounds: list[int]) -> str:
         return str(rounds)
@@ -59,6 +61,9 @@ class Tiny:
     @property
     def rounds(self) -> list[int]:
         return sorted(self.replies)
+
+    def failures(self, round_: int) -> dict[int, str]:
+        return {}
 
     def took_part(self, round_: int) -> list[int]:
         return self.clients_of(round_)

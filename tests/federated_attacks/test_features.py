@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from memberscope.errors import EvidenceError, ModelError, RunFolderError
 from memberscope.federated.features import FeatureWriter, Reply, extract, read_features
+from memberscope.federated.prober import Prober, named_arrays, staying
 from memberscope.rounds import Rounds
 from memberscope.signals import logit_scaled_confidence
 
@@ -103,13 +106,72 @@ def test_clients_that_are_sent_other_models_are_held_against_those(tiny: Any, ti
     np.testing.assert_allclose(found.sent_phi[1], prober.phi(), rtol=1e-6)
 
 
+def test_names_decide_and_a_common_prefix_does_not_matter(tiny: Any, tiny_prober: Any) -> None:
+    prober, model = tiny_prober(tiny), tiny.models[2]
+    wrapped = {f"model.{name}": model[name] for name in reversed(list(model))}
+    prober.take_on(model)
+    expected = prober.logits()
+    prober.take_on(tiny.models[1])
+    prober.take_on(wrapped)
+    np.testing.assert_array_equal(prober.logits(), expected)
+    inner = named_arrays(model, [f"net.{name}" for name in model])
+    assert all(inner[f"net.{name}"] is array for name, array in model.items())
+    with pytest.raises(ModelError, match=r"'0.weight', '0.bias', '2.weight' are not among those recorded"):
+        prober.take_on(dict(zip(("a", "b", "c", "d"), model.values(), strict=True)))
+
+
+def test_what_does_not_travel_is_kept_where_all_clients_have_the_same() -> None:
+    def made(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+    whole = list(made(0).state_dict())
+    assert staying(made(0), made(0), whole) == frozenset()
+    assert staying(made(0), made(0), whole[2:]) == {"0.weight", "0.bias"}
+    with pytest.raises(ModelError, match="draws them anew"):
+        staying(made(0), made(1), whole[2:])
+    with pytest.raises(ModelError, match="no server knows the whole model"):
+        staying(made(0), made(0), [name for name in whole if "running" not in name])
+    x, y = np.ones((5, 3), np.float32), np.zeros(5, np.int64)
+    kept = frozenset({"0.weight", "0.bias"})
+    prober = Prober.of_inputs(made(0), x, y, kept=kept)
+    part = {name: a.numpy() for name, a in made(7).state_dict().items() if name not in kept}
+    prober.take_on(part)
+    assert torch.equal(prober.module[0].weight, made(0)[0].weight)
+    assert torch.equal(prober.module[2].weight, made(7)[2].weight)
+    update = prober.update(part, {name: a + 1 for name, a in part.items()})
+    assert float(update["0.weight"].abs().sum()) == 0
+    assert torch.equal(update["2.bias"], -torch.ones(2))
+
+
+def test_a_federation_that_diverged_is_read_up_to_there(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
+    broken = replace(tiny, models=dict(tiny.models))
+    broken.models[3] = {name: np.full_like(a, np.nan) for name, a in tiny.models[3].items()}
+    writer = FeatureWriter(tiny_prober(tiny), tmp_path / "broken", {})
+    extract(broken, writer)
+    features, _ = read_features(tmp_path / "broken", tiny.y)
+    assert features.rounds.tolist() == [1, 2]
+    assert writer.left_out == ["round 3 and all later: the global model holds NaN or infinities"]
+    broken.models[1] = broken.models[3]
+    with pytest.raises(ModelError, match="round 1, the first on record, holds NaN"):
+        extract(broken, FeatureWriter(tiny_prober(tiny), tmp_path / "none", {}))
+
+
+def test_a_client_s_recording_shows_global_models_alone(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
+    seen = replace(tiny, observer=2, view="client 2")
+    extract(seen, FeatureWriter(tiny_prober(tiny), tmp_path, {}))
+    features, _ = read_features(tmp_path, tiny.y)
+    assert features.reply_client is None
+    assert features.sum_along is None
+
+
 def test_lists_of_arrays_are_taken_in_order(tiny: Any, tiny_prober: Any) -> None:
     prober = tiny_prober(tiny)
     prober.take_on(tiny.models[2])
     expected = prober.phi()
     prober.take_on({str(i): value for i, value in enumerate(tiny.models[2].values())})
     np.testing.assert_array_equal(prober.phi(), expected)
-    with pytest.raises(ModelError, match="missing"):
+    with pytest.raises(ModelError, match="1 arrays without names and this one 4"):
         prober.take_on({"0": tiny.models[2]["0.weight"]})
 
 

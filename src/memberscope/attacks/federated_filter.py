@@ -216,4 +216,5 @@ def filter_weights(residual: Floats, known: Floats, noise: float) -> Floats:
     shift = np.maximum(drawn * common + (1 - drawn) * shift, 0.0)
     # Where clients miss rounds the covariance is pieced together from pairs of rounds and may not be positive.
     values, vectors = np.linalg.eigh(covariance)
-    return np.asarray(vectors @ ((vectors.T @ shift) / np.maximum(values, SHRINKAGE * values.mean())))
+    least = max(SHRINKAGE * float(values.mean()), 1e-12)  # of clients that do not learn nothing is left over
+    return np.asarray(vectors @ ((vectors.T @ shift) / np.maximum(values, least)))

@@ -192,8 +192,8 @@ class _LayerGradients:
         weight, bias = f"{prefix}weight", f"{prefix}bias"
         along = self.directions[weight]
         if isinstance(layer, nn.Linear):
-            forward = given @ along.view(-1, given.shape[1]).T
-            products = (forward.view(len(given), len(along), -1) * back[:, None]).sum(dim=2)
+            forward = given @ along.view(len(along) * layer.out_features, given.shape[1]).T
+            products = (forward.view(len(given), len(along), layer.out_features) * back[:, None]).sum(dim=2)
             squares = {weight: given.double().square().sum(dim=1) * back.double().square().sum(dim=1)}
             bias_gradient = back
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 from memberscope import document, environment, membership, seeds
 from memberscope.attacks.runner import run_attacks, select
 from memberscope.checks import Context, Finding, check_codes, run_checks
-from memberscope.config import to_flags
+from memberscope.config import Number, check_number, to_flags
 from memberscope.events import Events
 from memberscope.evidence import Evidence
 from memberscope.federated import candidates, exposure, subject
 from memberscope.federated.candidates import Candidates
 from memberscope.federated.features import FeatureWriter, extract, read_features
 from memberscope.federated.online import identity, rows_of
+from memberscope.federated.plausibility import doubts
 from memberscope.federated.references import check
 from memberscope.federated.subject import Subject
 from memberscope.pipeline import Clock, finish, judge_records, run_facts
@@ -33,6 +35,16 @@ from memberscope.statistics.blind import blind_baseline, duplicates, label_p_val
 
 if TYPE_CHECKING:
     from memberscope.attacks.runner import AttackResult
+
+
+_NUMBERS: dict[str, Number] = {
+    "records": (int, 2, math.inf, "at least 2 (--candidates)"),
+    "population": (int, 0, math.inf, "at least 0"),
+    "every": (int, 1, math.inf, "at least 1"),
+    "folds": (int, 2, 101, "from 2 to 100"),
+    "confidence": (float, 0.5, 1, "in [0.5, 1)"),
+    "seed": (int, 0, math.inf, "at least 0"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +74,10 @@ class Asked:
     seed: int = 0
     ignore: tuple[str, ...] = ()
     policy: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, wanted in _NUMBERS.items():
+            check_number(name, getattr(self, name), wanted)
 
 
 def audit_federation(
@@ -147,7 +163,7 @@ def audit_federation(
         clock.lap("tampered")
 
     events.stage("Doubting the audit")
-    findings = doubt(about, chosen, results, asked)
+    findings = doubt(about, chosen, evidence, results, asked)
     clock.lap("checks")
     settings = {**about.settings, **{f"audit_{name}": value for name, value in _plain(asked).items()}}
     assembled = document.assemble(
@@ -249,7 +265,9 @@ def _features(
     return read_features(folder, about.labels[rows])
 
 
-def doubt(about: Subject, chosen: Candidates, results: list[AttackResult], asked: Asked) -> list[Finding]:
+def doubt(
+    about: Subject, chosen: Candidates, evidence: Evidence, results: list[AttackResult], asked: Asked
+) -> list[Finding]:
     """The coded checks of this audit."""
     y, member = about.labels[chosen.record], chosen.member
     classes = len(about.classes)
@@ -271,6 +289,7 @@ def doubt(about: Subject, chosen: Candidates, results: list[AttackResult], asked
         randomised=about.by_coin,
         no_claim="No bound is proved for a federation: what its accountant promises is told, and not tested.",
         canary_clients=_canaries(about),
+        recording=None if evidence.rounds is None else doubts(about, chosen, evidence.rounds),
     )
     return run_checks(context, asked.ignore)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from memberscope.console import Console, show
 from memberscope.errors import ConfigError
 from memberscope.federated.foreign_audit import ForeignSettings, of_app, of_recording
 from memberscope.federated.references import finished
-from memberscope.report.run_folder import new_folder
+from memberscope.report.run_folder import new_folder, refuse_occupied
 
 if TYPE_CHECKING:
     from memberscope.federated.audit import Asked
@@ -39,10 +40,12 @@ def run(
         Nothing that can be audited was named, or what must be known of it was not given.
     """
     from memberscope.federated.audit import audit_federation
-    from memberscope.federated.federation import quiet_flower
+    from memberscope.federated.federation import going_on, quiet_flower
     from memberscope.federated.recorder import say_nothing_but_warnings
 
     console = Console(quiet=quiet or as_json)
+    if out is not None:
+        refuse_occupied(out)  # now, and not when all is computed
     if quiet or as_json:
         say_nothing_but_warnings()
     kept: Path | None = None
@@ -68,15 +71,20 @@ def run(
         about = of_recording(transcript, foreign, app=source)
         name = f"{about.name}_audit"
     elif source is not None:
-        kept = new_folder(out.resolve().parent if out else default_output_dir(), f"{source.resolve().name}_recorded")
-        console.note(f"Recording to {kept}; after an interruption: --transcript {kept / 'transcript'}")
-        with quiet_flower() if quiet or as_json else contextlib.nullcontext():
-            about, malicious = of_app(source, foreign, kept, events=console)
+        recorded = new_folder(
+            out.resolve().parent if out else default_output_dir(), f"{source.resolve().name}_recorded"
+        )
+        console.note(f"Recording to {recorded}")
+        again = f"memberscope federate audit {source} --transcript {recorded / 'transcript'} {foreign.flags}"
+        with _kept(recorded), going_on(again), quiet_flower() if quiet or as_json else contextlib.nullcontext():
+            about, malicious = of_app(source, foreign, recorded, events=console)
+        kept = recorded
         more += malicious
         name = f"{about.name}_federated"
     else:
         raise ConfigError("nothing to audit was named", "give a Flower app directory, or --transcript DIR")
-    result = audit_federation(about, asked, tampered=more, references=references, events=console)
+    with going_on("the same command" if kept is None else again):
+        result = audit_federation(about, asked, tampered=more, references=references, events=console)
     console.stage("Writing the run folder")
     folder = result.save(out or new_folder(default_output_dir(), name))
     if kept is not None:
@@ -85,3 +93,13 @@ def run(
         kept.rmdir()
     show(result, folder, as_json=as_json)
     return result.exit_code
+
+
+@contextlib.contextmanager
+def _kept(recorded: Path) -> Iterator[None]:
+    """Leave no empty folder where an app ends before anything is recorded."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # something is in it
+            recorded.rmdir()

@@ -87,6 +87,13 @@ def choose(
     """
     nobody = rng.permutation(np.flatnonzero(owner == NOBODY))
     asked = np.isin(owner, clients)
+    if not (asked & member).any():
+        holders = ", ".join(map(str, np.unique(owner[member])[:10].tolist()))
+        on_record = ", ".join(map(str, np.asarray(clients)[:10].tolist())) or "none"
+        raise DataError(
+            f"no record is a member of a client on record: owners are {holders}, clients on record {on_record}",
+            "number the owners as the partition does (partition-id, from 0)",
+        )
     held = np.flatnonzero(asked & ~member)
     classes = int(labels.max()) + 1
     dealt = np.empty(0, np.int64)

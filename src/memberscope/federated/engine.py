@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
-from memberscope.errors import ConfigError
+from memberscope.errors import ConfigError, MemberscopeError
 
 try:
     from flwr.supercore.task_identity import TaskIdentity
@@ -37,6 +37,8 @@ FIRST_NODE = 10_000
 """Node id of client 0; that of client i is `FIRST_NODE + i`."""
 RUN_ID = 1
 _SERVER_NODE = 1
+_PATIENCE = 5
+"""How often in a row a server may ask for the nodes without sending anything: Flower's strategies ask once a second."""
 _RAISED, _UNKNOWN_NODE, _TOO_LATE = 2, 5, 4  # Flower's error codes: app raised, node unavailable, reply unavailable
 
 
@@ -70,7 +72,7 @@ class InProcessGrid(Grid):
         *,
         run_config: Mapping[str, Any] | None = None,
         node_configs: Mapping[int, Mapping[str, Any]] | None = None,
-        on_error: Callable[[int, Exception], None] | None = None,
+        on_error: Callable[[int, BaseException], None] | None = None,
         on_reply: Callable[[int, int, int], None] | None = None,
     ) -> None:
         if n_clients < 1:
@@ -83,6 +85,7 @@ class InProcessGrid(Grid):
         self._message_ids = itertools.count(1)
         self._waiting: dict[str, Message] = {}
         self._lock = threading.RLock()  # legacy server loops call from a pool of threads
+        self._thread, self._asked = threading.get_ident(), 0
         self.contexts: dict[int, Context] = {}
 
     @property
@@ -95,7 +98,20 @@ class InProcessGrid(Grid):
         self._run = run
 
     def get_node_ids(self) -> Iterable[int]:
-        """Give the ids of all nodes, that of client 0 first."""
+        """Give the ids of all nodes, that of client 0 first.
+
+        Raises
+        ------
+        MemberscopeError
+            The server asks again and again and sends nothing: it waits for clients that will never come.
+        """
+        if threading.get_ident() == self._thread:  # legacy servers look around from a thread of their own, always
+            self._asked += 1
+            if self._asked > _PATIENCE:
+                raise MemberscopeError(
+                    f"the app waits for more clients than the {self._n_clients} that there are",
+                    "more clients, or a strategy that is content with so many (min_available_nodes, min_train_nodes)",
+                )
         return [FIRST_NODE + client for client in range(self._n_clients)]
 
     def create_message(
@@ -165,7 +181,7 @@ class InProcessGrid(Grid):
         began = time.monotonic()
         try:
             reply = self._client_app(isolated(message), self.context(client))
-        except Exception as error:  # a client may fail in any way, the federation goes on
+        except (Exception, SystemExit) as error:  # a client may fail in any way, the federation goes on
             if self._on_error is not None:
                 self._on_error(client, error)
             else:
@@ -178,6 +194,7 @@ class InProcessGrid(Grid):
 
     def _stamp(self, message: Message) -> str:
         """Write into a message what a SuperLink or its grid would, where there is no setter."""
+        self._asked = 0
         name = f"message-{next(self._message_ids)}"
         metadata = message.metadata.__dict__
         metadata["_message_id"], metadata["_run_id"] = name, RUN_ID
@@ -194,7 +211,7 @@ def run_in_process(
     run_config: Mapping[str, Any] | None = None,
     node_configs: Mapping[int, Mapping[str, Any]] | None = None,
     wrap_grid: Callable[[Grid], Grid] | None = None,
-    on_error: Callable[[int, Exception], None] | None = None,
+    on_error: Callable[[int, BaseException], None] | None = None,
     on_reply: Callable[[int, int, int], None] | None = None,
     seed: int | None = None,
 ) -> Context:
@@ -288,7 +305,7 @@ def _identity(node: int) -> Iterator[None]:
         TaskIdentity._run_id, TaskIdentity._task_id, TaskIdentity._node_id = before
 
 
-def _log_error(client: int, error: Exception) -> None:
+def _log_error(client: int, error: BaseException) -> None:
     import logging
 
     text = "".join(traceback.format_exception(error))

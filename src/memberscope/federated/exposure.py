@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -22,6 +23,7 @@ from memberscope.errors import DataError, MemberscopeError
 from memberscope.evidence import Evidence
 from memberscope.federated.candidates import Candidates, others
 from memberscope.federated.subject import Subject
+from memberscope.federated.transcript import Transcript
 from memberscope.knowledge import Knowledge
 from memberscope.ladder import lowest_supported_fpr, strongest
 from memberscope.statistics.clustered import clustered_estimates, effective_clients
@@ -71,6 +73,7 @@ def describe(
         "population": len(chosen.population),
         "references": len(evidence.rounds.references) if evidence.rounds else 0,
         "problems": list(transcript.problems),
+        "failures": _failures(transcript),
         "unseen": {"curious server": _PROTECTED} if transcript.only_sums else {},
         "privacy": dict(about.privacy),
         "seats": _seats(ran, chosen, confidence, seed),
@@ -78,6 +81,14 @@ def describe(
         "whose": _whose(about, chosen, evidence, confidence, seed) if sees_clients and len(clients) > 1 else None,
         "tampered": [],
     }
+
+
+def _failures(transcript: Transcript) -> dict[str, Any]:
+    """Replies that were errors, of those asked for, and the most frequent reason."""
+    reasons = [reason for r in transcript.rounds for reason in transcript.failures(r).values()]
+    asked = sum(len(transcript.asked(r)) for r in transcript.rounds)
+    most = collections.Counter(reasons).most_common(1)
+    return {"replies": len(reasons), "of": asked, "reason": most[0][0] if most else None}
 
 
 def _seats(ran: dict[str, AttackResult], chosen: Candidates, confidence: float, seed: int) -> list[dict[str, Any]]:

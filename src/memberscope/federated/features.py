@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memberscope.errors import RunFolderError
+from memberscope.errors import ModelError, RunFolderError
 from memberscope.federated.prober import Arrays, Prober, finite, length
 from memberscope.files import replacing, write_text
 from memberscope.round_features import RoundFeatures
@@ -40,6 +40,11 @@ class Recorded(Protocol):
 
     @property
     def only_sums(self) -> bool: ...  # noqa: D102
+
+    @property
+    def observer(self) -> int | None: ...  # noqa: D102
+
+    def final(self) -> Any: ...  # noqa: D102
 
     def clients_of(self, round_: int, /) -> list[int]: ...  # noqa: D102
 
@@ -233,23 +238,59 @@ def extract(
         Called with the round's number, its position (from 0) and how many there are.
     """
     chosen = [r for r in recorded.rounds if rounds is None or r in rounds]
+    if not all(map(writer.has, chosen)):
+        chosen = _sound(recorded, chosen, writer)
     for position, number in enumerate(chosen):
         if on_round is not None:
             on_round(number, position, len(chosen))
         if writer.has(number):
             continue
         sent = recorded.sent(number)
-        last = number + 1 not in chosen
-        outcome = recorded.aggregate(number) if last else None
+        after = chosen[position + 1] if position + 1 < len(chosen) else None
         mean = recorded.sum(number) if recorded.only_sums else None
-        if last and outcome is None:
-            outcome = recorded.sum(number)
-        writer.round(number, sent, _replies(recorded, number, sent), outcome=outcome, mean=mean)
+        outcome = None if after == number + 1 else _outcome(recorded, number, after)
+        writer.round(number, sent, _replies(recorded, number), outcome=outcome, mean=mean)
 
 
-def _replies(recorded: Recorded, number: int, sent: Arrays) -> Iterable[Reply]:
-    if recorded.only_sums:
-        return
+def _outcome(recorded: Recorded, number: int, after: int | None) -> Any:
+    """The global model that came out of a round after which the next one is not looked at.
+
+    Where it is not on record: after the last round, the last model that is; else the clients' mean, or what a client
+    that recorded it was sent next.
+    """
+    if after is None:
+        final = recorded.final()
+        return final if finite(final) else recorded.sent(number)
+    outcome = recorded.aggregate(number)
+    if outcome is not None:
+        return outcome
+    return {**recorded.sent(number), **recorded.sum(number)} if recorded.observer is None else recorded.sent(after)
+
+
+def _sound(recorded: Recorded, chosen: Sequence[int], writer: FeatureWriter) -> list[int]:
+    """The rounds before the first whose global model holds NaN: a federation that diverged has told all it can.
+
+    Raises
+    ------
+    ModelError
+        Already the first does.
+    """
+    for position, number in enumerate(chosen):
+        if finite(recorded.sent(number)):
+            continue
+        if position == 0:
+            raise ModelError(
+                f"the global model of round {number}, the first on record, holds NaN or infinities",
+                "the federation diverged: lower its learning rate",
+            )
+        writer.left_out.append(f"round {number} and all later: the global model holds NaN or infinities")
+        return list(chosen[:position])
+    return list(chosen)
+
+
+def _replies(recorded: Recorded, number: int) -> Iterable[Reply]:
+    if recorded.only_sums or recorded.observer is not None:
+        return  # a client sees its own update and no other: it asks the global models about the others' records
     for client in recorded.clients_of(number):
         yield Reply(
             client,

@@ -128,7 +128,7 @@ def federate(
     events.stage("Sharing the records out")
     design = design or plan(config, pool)
     folder = folder or new_run_folder(config)
-    with alone_at(folder):
+    with alone_at(folder), going_on(f"memberscope federate --resume {folder}"):
         if resume:
             _check_same(folder, config, pool, design)
         else:
@@ -145,6 +145,15 @@ def federate(
         trained = finish(site, folder, events)
         references.train(config, folder, pool, events)
     return trained
+
+
+@contextlib.contextmanager
+def going_on(command: str) -> Iterator[None]:
+    """Tell who interrupts the block how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; to go on: {command}") from None
 
 
 @contextlib.contextmanager

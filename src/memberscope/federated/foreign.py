@@ -150,13 +150,13 @@ def run_app(
     taps: list[GridTap] = []
 
     def tapped(grid: Grid) -> Grid:
-        taps.append(GridTap(grid, recorder))
+        taps.append(GridTap(grid, recorder, ends=True))
         taps[0].attach()
         return grid if malice is None else malice(grid)
 
-    with inside(app.folder), _seeded(seed), contextlib.redirect_stdout(sys.stderr):
+    with inside(app.folder), seeded(seed), contextlib.redirect_stdout(sys.stderr):
         server, client = _component(app.server, ServerApp), _component(app.client, ClientApp)
-        with _last_model(server, recorder, lambda: taps[0].last):
+        with _last_model(server, recorder, lambda: taps[0].last, lambda: taps[0].restart(), n_clients):
             try:
                 run_in_process(
                     server,
@@ -168,7 +168,7 @@ def run_app(
                 )
             except MemberscopeError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 _LOG.debug("the app failed", exc_info=True)
                 raise MemberscopeError(
                     f"{app.name} failed: {type(error).__name__}: {error}{_where(error, app.folder)}",
@@ -229,11 +229,14 @@ def _component(name: str, kind: type[Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _last_model(server: ServerApp, recorder: Recorder, last: Callable[[], int]) -> Iterator[None]:
+def _last_model(
+    server: ServerApp, recorder: Recorder, last: Callable[[], int], restart: Callable[[], None], n_clients: int
+) -> Iterator[None]:
     """What comes out of the last round need not pass the grid again: take it from the strategy's own result."""
     start = Strategy.start
 
     def watched_start(self: Strategy, *args: Any, **kwargs: Any) -> Any:
+        restart()
         result = start(self, *args, **kwargs)
         arrays = getattr(result, "arrays", None)
         if isinstance(arrays, ArrayRecord):
@@ -242,7 +245,7 @@ def _last_model(server: ServerApp, recorder: Recorder, last: Callable[[], int]) 
 
     make = getattr(server, "_server_fn", None)
     if make is not None:  # legacy: the strategy is made when the app runs
-        server._server_fn = lambda context: _watched_legacy(make(context), recorder)
+        server._server_fn = lambda context: _watched_legacy(make(context), recorder, n_clients)
     Strategy.start = watched_start  # type: ignore[method-assign]
     try:
         yield
@@ -252,8 +255,14 @@ def _last_model(server: ServerApp, recorder: Recorder, last: Callable[[], int]) 
             server._server_fn = make
 
 
-def _watched_legacy(components: Any, recorder: Recorder) -> Any:
+def _watched_legacy(components: Any, recorder: Recorder, n_clients: int) -> Any:
     strategy = components.strategy
+    wanted = getattr(strategy, "min_available_clients", 0)
+    if wanted > n_clients:
+        raise MemberscopeError(
+            f"the app waits for {wanted} clients, and there are {n_clients}",
+            "more clients, or a strategy that is content with so many (min_available_clients)",
+        )
     if strategy is not None:
         aggregate = strategy.aggregate_fit
 
@@ -274,14 +283,14 @@ def _own_draws(client: ClientApp, seed: int) -> Any:
     def call(message: Message, context: Context) -> Message:
         node = context.node_id
         calls[node] = calls.get(node, 0) + 1
-        with _seeded(seed, node, calls[node]):
+        with seeded(seed, node, calls[node]):
             return client(message, context)
 
     return call
 
 
 @contextlib.contextmanager
-def _seeded(*numbers: int) -> Iterator[None]:
+def seeded(*numbers: int) -> Iterator[None]:
     """Inside the block the global generators of Python, NumPy and torch begin at these numbers."""
     import torch
 
@@ -313,7 +322,7 @@ def _check_answers(app: FlowerApp, transcript: Transcript) -> None:
     )
 
 
-def _where(error: Exception, folder: Path) -> str:
+def _where(error: BaseException, folder: Path) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(folder)]
     return f" ({Path(frames[-1].filename).relative_to(folder)}, line {frames[-1].lineno})" if frames else ""
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memberscope.config import to_flags
-from memberscope.errors import ConfigError
+from memberscope.errors import ConfigError, ModelError
 from memberscope.events import Events
-from memberscope.federated.foreign import FlowerApp, inside, read_app, run_app
-from memberscope.federated.foreign_records import ForeignRecords, load_records
+from memberscope.federated.foreign import FlowerApp, inside, read_app, run_app, seeded
+from memberscope.federated.foreign_records import ForeignRecords, check_repeatable, load_records
 from memberscope.federated.taping import Precision, Taping
 from memberscope.federated.transcript import Transcript
 
@@ -71,6 +71,12 @@ class ForeignSettings:
     nodes: tuple[str, ...] = ()
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.clients is not None and self.clients < 1:
+            raise ConfigError(f"clients = {self.clients}", "at least 1")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate = {self.learning_rate:g}", "more than 0")
+
     @property
     def flags(self) -> str:
         """What is not at its default, as flags of the command line; the seed is the audit's."""
@@ -117,25 +123,30 @@ def of_app(
     events = events or Events()
     app = read_app(folder, settings.run_config)
     malice = None if not settings.malicious else malicious_server(settings.malicious)
-    number = settings.clients or app.n_clients
+    number = app.n_clients if settings.clients is None else settings.clients
     if number is None:
         raise ConfigError(f"{app.name} does not say how many clients it has", "give the number with --clients")
+    if settings.nodes:
+        raise ConfigError("--nodes was given with an app", "nodes are numbered so in recordings alone: --transcript")
+    if malice is not None and int(settings.malicious.rpartition(":")[2]) >= number:
+        raise ConfigError(f"malicious = {settings.malicious!r}: there are {number} clients", "they count from 0")
+    settings = replace(settings, records=_where(settings.records, app.folder))
     events.stage("Loading the records of the app")  # before the app is run: what cannot be used is told at once
     out = out.resolve()
-    with inside(app.folder):
-        records, module = _loaded(settings, list(range(number)), app.config)
-    events.note(str(records))
     runs: list[tuple[str, Callable[[Grid], Grid] | None]] = [("transcript", None)]
     if malice is not None:
         runs.append(("malicious", malice))
     subjects = []
-    for name, party in runs:
-        events.stage(f"Running {app.name}" + (f" with a malicious server ({settings.malicious})" if party else ""))
-        transcript = run_app(
-            app, out / name, n_clients=number, taping=settings.taping, malice=party, seed=settings.seed
-        )
-        subject = _subject(transcript, module, records, settings, app.name, _facts(app, number))
-        subjects.append(replace(subject, command=f"{shlex.quote(app.folder.name)} {settings.flags}"))
+    with inside(app.folder), seeded(settings.seed):  # imported once: a split made at import is that of the clients
+        records, module = _loaded(settings, list(range(number)), app.config)
+        events.note(str(records))
+        for name, party in runs:
+            events.stage(f"Running {app.name}" + (f" with a malicious server ({settings.malicious})" if party else ""))
+            transcript = run_app(
+                app, out / name, n_clients=number, taping=settings.taping, malice=party, seed=settings.seed
+            )
+            subject = _subject(transcript, module, records, settings, app.name, _facts(app, number))
+            subjects.append(replace(subject, command=f"{shlex.quote(app.folder.name)} {settings.flags}"))
     return subjects[0], subjects[1:]
 
 
@@ -158,15 +169,27 @@ def of_recording(transcript: Path, settings: ForeignSettings, *, app: Path | Non
     """
     transcript = transcript.resolve()
     recorded = Transcript.open(transcript, nodes=_nodes(settings.nodes))
-    number = settings.clients or (max(recorded.clients, default=-1) + 1)
-    facts: dict[str, Any] = {"clients": number}
+    number = settings.clients
+    facts: dict[str, Any] = {}
     config: Mapping[str, Any] = {}
     if app is not None and (app / "pyproject.toml").is_file():
         known = read_app(app, settings.run_config)
-        config, facts = known.config, _facts(known, number)
-    with inside((app or Path.cwd()).expanduser().resolve()):
+        number = known.n_clients if number is None else number
+        config, facts = known.config, _facts(known, 0)
+    if number is None and recorded.observer is not None:
+        raise ConfigError(
+            f"{transcript.name} was recorded by client {recorded.observer}, who does not know how many there are",
+            "give the number with --clients",
+        )
+    number = max(recorded.clients, default=-1) + 1 if number is None else number
+    facts["clients"] = number
+    folder = (app or Path.cwd()).expanduser().resolve()
+    settings = replace(settings, records=_where(settings.records, folder))
+    with inside(folder), seeded(0):
         records, module = _loaded(settings, list(range(number)), config)
-    subject = _subject(recorded, module, records, settings, transcript.name, facts)
+        subject = _subject(recorded, module, records, settings, transcript.name, facts)
+    with inside(folder), seeded(1):  # imported anew, as the clients did
+        check_repeatable(records, settings.records, list(range(number)), config)
     source = "" if app is None else f"{shlex.quote(app.resolve().name)} "
     return replace(subject, command=f"{source}--transcript {shlex.quote(transcript.name)} {settings.flags}")
 
@@ -190,9 +213,21 @@ def malicious_server(text: str) -> Callable[[Grid], Grid]:
     return lambda grid: tamper.attach_grid(grid, tamper.Isolate(int(client)))
 
 
+def _where(records: str, app: Path) -> str:
+    """A file of records by its whole path: it is looked for here, then in the app's folder."""
+    if not records.endswith(".npz"):
+        return records
+    path = Path(records).expanduser()
+    for place in (path.resolve(), app / path):
+        if place.is_file():
+            return str(place)
+    raise ConfigError(f"there is no file of records {path.resolve()}", f"nor is there one in {app}")
+
+
 def _loaded(
     settings: ForeignSettings, clients: list[int], config: Mapping[str, Any]
-) -> tuple[ForeignRecords, nn.Module]:
+) -> tuple[ForeignRecords, tuple[nn.Module, nn.Module]]:
+    """The records, and the model made twice."""
     from memberscope.training.models import build
 
     records = load_records(settings.records, clients, config)
@@ -201,19 +236,28 @@ def _loaded(
         raise ConfigError(
             f"--classes {classes}, but the records have class {records.n_classes - 1}", "classes count from 0"
         )
-    return records, build(settings.model, records.x.shape[1:], classes)
+    try:
+        one, other = (build(settings.model, records.x.shape[1:], classes) for _ in range(2))
+    except ModelError as error:
+        hint = f"{error.hint}; wrap it if it answers more than logits; --classes N where the records do not show all"
+        raise ModelError(error.problem, hint) from None
+    return records, (one, other)
 
 
 def _subject(
     transcript: Transcript,
-    module: nn.Module,
+    made: tuple[nn.Module, nn.Module],
     records: ForeignRecords,
     settings: ForeignSettings,
     name: str,
     facts: Mapping[str, Any],
 ) -> Subject:
+    from memberscope.federated.prober import staying
     from memberscope.federated.subject import of_transcript
 
+    module, again = made
+    first = transcript.rounds[0] if transcript.rounds and transcript.keeps_models else None
+    kept = staying(module, again, list(transcript.sent(first))) if first is not None else frozenset()
     subject = of_transcript(
         transcript,
         module,
@@ -224,7 +268,8 @@ def _subject(
         name=name,
         learning_rate=settings.learning_rate or _rate(facts),
         model=settings.model,
-        settings={**facts, "records": settings.records},
+        settings={**facts, "records": settings.records} | ({"weights_kept": sorted(kept)} if kept else {}),
+        kept=kept,
     )
     if settings.classes is not None:
         names = tuple(map(str, range(settings.classes)))

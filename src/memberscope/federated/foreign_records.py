@@ -27,6 +27,7 @@ from memberscope.federated.foreign import imported
 NOBODY = -1
 _X_KEYS = ("x", "img", "image", "images", "features", "pixel_values", "input", "inputs", "data")
 _Y_KEYS = ("y", "label", "labels", "target", "targets", "fine_label")
+_OF_A_CLIENT = ("partition_id", "num_partitions")
 _EXPECTED = "x [N, ...] as the model takes it, y [N], owner [N] (client that holds the record, -1 nobody), member [N]"
 _SCHEME = "load_data(partition_id, num_partitions) -> (training data, test data), or records() -> (x, y, owner, member)"
 
@@ -79,6 +80,11 @@ class ForeignRecords:
         """The number of classes, as far as the records show it."""
         return int(self.y.max()) + 1
 
+    def content(self) -> list[bytes]:
+        """What the records are and who trained on which, whatever their order: a sorted list of digests."""
+        rows = zip(self.x, self.y.tolist(), self.owner.tolist(), self.member.tolist(), strict=True)
+        return sorted(hashlib.blake2b(x.tobytes() + repr(said).encode(), digest_size=16).digest() for x, *said in rows)
+
     def __str__(self) -> str:
         held, nobody = int((~self.member & (self.owner >= 0)).sum()), int((self.owner < 0).sum())
         shape, trainers = "x".join(map(str, self.x.shape[1:])), len(np.unique(self.owner[self.member]))
@@ -119,7 +125,8 @@ def load_records(source: str, clients: Sequence[int], config: Mapping[str, Any] 
     if not callable(function):
         raise DataError(f"{source!r} is {type(function).__name__}, expected a function", _SCHEME)
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    if not [p for p in parameters if p.default is p.empty]:
+    by_client = any(p.default is p.empty or p.name in _OF_A_CLIENT for p in parameters)
+    if not by_client:
         return _given(_called(function, source, {}), source)
     return _by_client(function, source, parameters, clients, config or {})
 
@@ -142,12 +149,11 @@ def _given(found: Any, source: str) -> ForeignRecords:
     if owner.dtype.kind not in "iu":
         raise DataError(f"{source}: owner is {owner.dtype}, expected whole numbers", _EXPECTED)
     member = np.asarray(found["member"]).astype(bool) if "member" in found else owner >= 0
-    return ForeignRecords(
-        np.ascontiguousarray(_array(found["x"]), np.float32),
-        np.asarray(_array(found["y"]), np.int64),
-        owner.astype(np.int32),
-        member,
-    )
+    try:
+        x, y = np.ascontiguousarray(_array(found["x"]), np.float32), np.asarray(_array(found["y"]), np.int64)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{source}: x or y are no numbers: {error}", _EXPECTED) from None
+    return ForeignRecords(x, y, owner.astype(np.int32), member)
 
 
 def _by_client(
@@ -173,11 +179,19 @@ def _by_client(
                 raise DataError(
                     f"{source} wants {parameter.name!r}, which is no setting of the app", f"expected {_SCHEME}"
                 )
+        where = f"{source}, client {client}"
         parts = _called(function, source, arguments)
         if not isinstance(parts, tuple | list) or not parts:
             raise DataError(f"{source} gives {type(parts).__name__} for client {client}", f"expected {_SCHEME}")
         both = zip(parts[:2], (True, False), strict=False)
-        return [(x, y, m) for part, m in both for x, y in _items(part, f"{source}, client {client}")]
+        try:
+            return [(x, y, m) for part, m in both for x, y in _items(part, where)]
+        except DataError:
+            raise
+        except Exception as error:  # the dataset is not ours
+            raise DataError(
+                f"{where}: a record cannot be read: {type(error).__name__}: {error}", f"expected {_SCHEME}"
+            ) from error
 
     found = {client: data_of(client) for client in clients}
     _check_repeatable(found[clients[0]], data_of(clients[0]), source)
@@ -192,6 +206,30 @@ def _by_client(
     )
 
 
+def check_repeatable(
+    records: ForeignRecords, source: str, clients: Sequence[int], config: Mapping[str, Any] | None = None
+) -> None:
+    """Load the records again, from modules that were imported anew, and refuse a source that gives others.
+
+    Raises
+    ------
+    DataError
+        What it gave is not what it gave to the clients.
+    """
+    if source.endswith(".npz"):
+        return
+    if records.content() != load_records(source, clients, config).content():
+        raise _other_records(source)
+
+
+def _other_records(source: str) -> DataError:
+    return DataError(
+        f"{source} gives other records each time: what it gives now is not what the clients trained on",
+        "seed its split, and take random augmentation out; or write a function without arguments that gives "
+        "x, y, owner, member",
+    )
+
+
 def _check_repeatable(
     one: Sequence[tuple[NDArray[np.float32], int, bool]],
     other: Sequence[tuple[NDArray[np.float32], int, bool]],
@@ -203,11 +241,7 @@ def _check_repeatable(
         return
     if sorted(first) == sorted(second):
         return  # another order, the same truth
-    raise DataError(
-        f"{source} gives other records each time: what it gives now is not what the clients trained on",
-        "seed its split, and take random augmentation out; or write a function without arguments that gives "
-        "x, y, owner, member",
-    )
+    raise _other_records(source)
 
 
 def _called(function: Callable[..., Any], source: str, arguments: Mapping[str, Any]) -> Any:
@@ -221,17 +255,57 @@ def _called(function: Callable[..., Any], source: str, arguments: Mapping[str, A
 def _items(part: Any, source: str) -> Iterator[tuple[NDArray[np.float32], int]]:
     """The records of a DataLoader, of a dataset, or of (x, y) arrays, in a fixed order.
 
-    Of a loader the dataset is read and not the batches: those are shuffled, and may leave a last one out.
+    Of a loader the dataset is read, one record after the other, those that its sampler draws and as its `collate_fn`
+    makes a batch of them. Its batches are not: they are shuffled, and may leave a last one out.
     """
     if isinstance(part, tuple | list) and len(part) == 2 and not _is_pair(part[0]):
         yield from zip(np.asarray(_array(part[0]), np.float32), map(int, _array(part[1])), strict=True)
         return
-    dataset = getattr(part, "dataset", part)
+    dataset = part.dataset if hasattr(part, "collate_fn") else part  # a Subset, too, has one
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise DataError(f"{source}: {type(part).__name__} is neither a DataLoader nor a dataset", f"expected {_SCHEME}")
-    for row in range(len(dataset)):
-        x, y = _pair(dataset[row], source)
+    collate = _collate(part)
+    for row in _drawn(part, len(dataset), source):
+        if collate is None:
+            x, y = _pair(dataset[row], source)
+        else:
+            xs, ys = _pair(collate([dataset[row]]), source)
+            x, y = xs[0], ys[0]
         yield np.asarray(_array(x), np.float32), int(y)
+
+
+def _collate(part: Any) -> Callable[[list[Any]], Any] | None:
+    """What a loader makes batches with, if that is not what torch does by itself."""
+    from torch.utils.data import default_collate, default_convert
+
+    collate: Callable[[list[Any]], Any] | None = getattr(part, "collate_fn", None)
+    return None if collate in (None, default_collate, default_convert) else collate
+
+
+def _drawn(part: Any, n: int, source: str) -> Sequence[int]:
+    """Which of n records a loader's sampler draws in an epoch; all of them where there is none.
+
+    Raises
+    ------
+    DataError
+        A sampler that draws some at random: which were trained on cannot be told afterwards.
+    """
+    from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
+
+    batches = getattr(part, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", None) if type(batches) is BatchSampler else batches
+    sampler = getattr(part, "sampler", None) if sampler is None else sampler
+    if sampler is None or type(sampler) is SequentialSampler:
+        return range(n)
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == n:
+        return range(n)
+    indices = getattr(sampler, "indices", None)
+    if indices is None:
+        raise DataError(
+            f"{source}: its {type(sampler).__name__} draws records as it goes: which were trained on cannot be told",
+            "give records() -> (x, y, owner, member), or a sampler of fixed indices (SubsetRandomSampler)",
+        )
+    return sorted(int(i) for i in indices)
 
 
 def _is_pair(item: Any) -> bool:

@@ -36,6 +36,8 @@ class Prober:
         int64 [N].
     threads
         CPU threads; None: as many as torch uses.
+    kept
+        Names of weights that do not travel: they stay as they are in the module.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class Prober:
         labels: NDArray[np.int64],
         *,
         threads: int | None = None,
+        kept: frozenset[str] = frozenset(),
     ) -> None:
-        self.module, self.batches, self.labels, self.threads = module, batches, labels, threads
+        self.module, self.batches, self.labels, self.threads, self.kept = module, batches, labels, threads, kept
         self.module.requires_grad_(True)
         self._trainable = {name for name, _ in module.named_parameters()}
 
@@ -73,13 +76,20 @@ class Prober:
         return cls(module, batches, y, threads=threads)
 
     @classmethod
-    def of_inputs(cls, module: nn.Module, x: NDArray[np.float32], y: NDArray[np.int64]) -> Prober:
+    def of_inputs(
+        cls,
+        module: nn.Module,
+        x: NDArray[np.float32],
+        y: NDArray[np.int64],
+        *,
+        kept: frozenset[str] = frozenset(),
+    ) -> Prober:
         """Ask about records as the model takes them, float32 [N, ...]."""
         inputs = torch.from_numpy(np.ascontiguousarray(x))
-        return cls(module, lambda start, end: inputs[start:end], y)
+        return cls(module, lambda start, end: inputs[start:end], y, kept=kept)
 
     def take_on(self, arrays: Arrays) -> None:
-        """Overwrite the weights, matched by name, or in order where names tell nothing (lists of arrays).
+        """Overwrite the weights, matched by name, or in order where names tell nothing (lists of legacy apps).
 
         Raises
         ------
@@ -87,9 +97,10 @@ class Prober:
             Arrays that do not fit the model; the first is named.
         """
         state = self.module.state_dict()
-        named = self._named(arrays, state)
+        named = named_arrays(arrays, [name for name in state if name not in self.kept])
         with torch.no_grad():
-            for name, target in state.items():
+            for name in named:
+                target = state[name]
                 value = torch.as_tensor(np.asarray(named[name]))
                 if value.shape != target.shape:
                     raise ModelError(
@@ -101,12 +112,22 @@ class Prober:
     def update(self, sent: Arrays, received: Arrays) -> dict[str, Tensor]:
         """Sent minus received, of the trainable weights: the way a client went, pointing along the gradient."""
         state = self.module.state_dict()
-        before, after = self._named(sent, state), self._named(received, state)
-        return {
-            name: torch.from_numpy(np.asarray(before[name], np.float32) - np.asarray(after[name], np.float32))
-            for name in state
-            if name in self._trainable
-        }
+        exchanged = [name for name in state if name not in self.kept]
+        before, after = named_arrays(sent, exchanged), named_arrays(received, exchanged)
+        found: dict[str, Tensor] = {}
+        for name in state:
+            if name not in self._trainable:
+                continue
+            if name in self.kept:
+                found[name] = torch.zeros(state[name].shape)
+                continue
+            one, other = np.asarray(before[name], np.float32), np.asarray(after[name], np.float32)
+            if one.shape != other.shape:
+                raise ModelError(
+                    f"array {name!r} came back with shape {list(other.shape)}, it was sent with {list(one.shape)}"
+                )
+            found[name] = torch.from_numpy(one - other)
+        return found
 
     def logits(self) -> NDArray[np.float32]:
         """float32 [N, C]: answers of the weights taken on last."""
@@ -125,16 +146,75 @@ class Prober:
         with cpu_threads(self.threads), exact_fp32():
             return align(self.module, self.batches, self.labels, directions)
 
-    def _named(self, arrays: Arrays, state: Mapping[str, Tensor]) -> Arrays:
-        if arrays.keys() >= state.keys():
-            return arrays
-        if len(arrays) == len(state):  # legacy apps send lists: the order is that of the model
-            return dict(zip(state, arrays.values(), strict=True))
-        missing = sorted(state.keys() - arrays.keys())
+
+def named_arrays(arrays: Arrays, wanted: Sequence[str]) -> Arrays:
+    """The arrays of a model by the names that its module has for them, those of `wanted` in their order.
+
+    An app may send them under a common prefix (``model.fc.weight``), or leave one out; lists of legacy apps have places
+    for names. Other names tell which array is which, so that nothing is matched by its place against them.
+
+    Raises
+    ------
+    ModelError
+        Names that do not fit; says which are missing.
+    """
+    if arrays.keys() >= set(wanted):
+        return {name: arrays[name] for name in wanted}
+    if all(name.isdecimal() for name in arrays):
+        if len(arrays) == len(wanted):
+            return dict(zip(wanted, arrays.values(), strict=True))
         raise ModelError(
-            f"the recorded model has {len(arrays)} arrays and this one {len(state)}; {missing[0]!r} is missing",
-            "give the model that the federation trains",
+            f"the recorded model has {len(arrays)} arrays without names and this one {len(wanted)}",
+            "give the model that the federation trains; batch statistics are among the arrays of a model",
         )
+    for name in arrays:
+        for long, short in ((name, wanted[0]), (wanted[0], name)):
+            prefix = long[: len(long) - len(short)]
+            if not long.endswith(short) or (prefix and not prefix.endswith(".")):
+                continue
+            theirs = {w: prefix + w if long is name else w.removeprefix(prefix) for w in wanted}
+            if set(theirs.values()) <= arrays.keys():
+                return {w: arrays[their] for w, their in theirs.items()}
+    missing = [name for name in wanted if name not in arrays]
+    raise ModelError(
+        f"of this model's arrays {', '.join(map(repr, missing[:3]))} are not among those recorded, which are "
+        f"{', '.join(map(repr, list(arrays)[:3]))}" + (" and so on" if len(arrays) > 3 else ""),
+        "give the model that the federation trains",
+    )
+
+
+def staying(module: nn.Module, again: nn.Module, recorded: Sequence[str]) -> frozenset[str]:
+    """The weights of a module that do not travel, where an app exchanges a part of its model: they are kept as made.
+
+    Parameters
+    ----------
+    module, again
+        Made twice by the app's factory: what does not travel must be the same in both, as it is for all clients.
+    recorded
+        Names of the arrays that travel.
+
+    Raises
+    ------
+    ModelError
+        What does not travel is known to no server: batch statistics, or weights that are drawn anew each time.
+    """
+    state, other = module.state_dict(), again.state_dict()
+    missing = frozenset(state) - frozenset(recorded)
+    if not missing or not frozenset(recorded) < frozenset(state):
+        return frozenset()
+    statistics = sorted(missing - {name for name, _ in module.named_parameters()})
+    if statistics:
+        raise ModelError(
+            f"{', '.join(map(repr, statistics[:3]))} do not travel: no server knows the whole model",
+            "exchange the whole state_dict(), batch statistics with it; or use a model without them",
+        )
+    drawn = sorted(name for name in missing if not torch.equal(state[name], other[name]))
+    if drawn:
+        raise ModelError(
+            f"{', '.join(map(repr, drawn[:3]))} do not travel, and the factory draws them anew each time",
+            "let it load or seed what the clients keep to themselves",
+        )
+    return missing
 
 
 def length(update: Mapping[str, Tensor]) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +51,8 @@ class Subject:
         Folder in which features of the rounds are kept.
     name
         Of the federation.
+    code
+        Digest of what the model computes beside its weights; empty: its name says it.
     command
         What names it after `memberscope federate audit`, without folders of this machine; empty: its name.
     rate_of
@@ -85,6 +89,7 @@ class Subject:
     drawing: Drawing | None = None
     ascended: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     command: str = ""
+    code: str = ""
     took_part: frozenset[int] | None = None
 
     @property
@@ -96,8 +101,10 @@ class Subject:
     def clients(self) -> NDArray[np.int64]:
         """int64: those of them that are asked about, since they took part; where replies are on record, in one of them.
 
-        What the others hold nobody trained on.
+        What the others hold nobody trained on. A client that recorded what it saw does not ask about itself.
         """
+        if self.transcript.observer is not None:
+            return np.setdiff1d(self.holders, [self.transcript.observer])
         on_record = {k for r in self.transcript.rounds for k in self.transcript.clients_of(r)}
         answered = on_record or self.took_part
         if not answered:
@@ -123,7 +130,8 @@ class Subject:
     def identity(self) -> dict[str, Any]:
         """What features depend on beside the models and the records asked about."""
         header = hashlib.sha256(repr(sorted(self.transcript.header.items())).encode()).hexdigest()
-        return {"transcript": header, "dataset": self.dataset.get("fingerprint"), "model": self.target.get("model")}
+        told = {"transcript": header, "dataset": self.dataset.get("fingerprint"), "model": self.target.get("model")}
+        return told | ({"code": self.code} if self.code else {})
 
 
 def of_run(folder: str | Path) -> Subject:
@@ -216,6 +224,7 @@ def of_transcript(
     by_coin: bool = False,
     model: str = "",
     settings: Mapping[str, Any] | None = None,
+    kept: frozenset[str] = frozenset(),
 ) -> Subject:
     """Anybody's federation.
 
@@ -243,6 +252,8 @@ def of_transcript(
         Its name, for the report.
     settings
         For the report.
+    kept
+        Names of weights that do not travel: as they are in `module`.
 
     Raises
     ------
@@ -258,7 +269,7 @@ def of_transcript(
     parameters = list(module.parameters())
 
     def prober(rows: NDArray[np.int64]) -> Prober:
-        return Prober.of_inputs(module, x[rows], labels[rows])
+        return Prober.of_inputs(module, x[rows], labels[rows], kept=kept)
 
     return Subject(
         transcript=transcript,
@@ -295,10 +306,22 @@ def of_transcript(
         settings=dict(settings or {}),
         features=features or transcript.folder / FEATURES,
         name=name,
+        code=code_of(module),
         rate_of=None if not learning_rate else lambda round_: learning_rate,
         content=lambda rows: x[rows],
         drawing=None if features is not None else online.read(transcript.folder),
     )
+
+
+def code_of(module: nn.Module) -> str:
+    """SHA-256 of a module's structure and of the source text of its classes, as far as they are not torch's."""
+    kinds = sorted({type(part) for part in module.modules()}, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}")
+    text = [repr(module)]
+    for kind in kinds:
+        if not kind.__module__.startswith("torch."):
+            with contextlib.suppress(OSError, TypeError):  # typed into a prompt
+                text.append(inspect.getsource(kind))
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
 
 def _mean_rate(recipe: Recipe, done: int, epochs: int) -> float:

@@ -98,6 +98,8 @@ class _StrategyTap:
         self.start = getattr(strategy, "start", None)
         self.total_rounds = total_rounds
         self.begun = False
+        self.before = self.last = 0
+        """Rounds of earlier starts of the strategy, and the last round on record."""
 
     def attach(self) -> None:
         self.strategy.configure_train = self._configure_train
@@ -107,7 +109,9 @@ class _StrategyTap:
 
     def _start(self, *args: Any, **kwargs: Any) -> Any:
         number = kwargs.get("num_rounds", args[2] if len(args) > 2 else _ROUNDS_OF_START)
-        self.total_rounds = number if isinstance(number, int) else None
+        if self.begun:  # a second federation with the same strategy goes on counting
+            self.begun, self.before = False, self.last
+        self.total_rounds = self.before + number if isinstance(number, int) else None
         assert self.start is not None
         result = self.start(*args, **kwargs)
         arrays = getattr(result, "arrays", None)
@@ -118,24 +122,25 @@ class _StrategyTap:
 
     def _configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Message]:
         messages = list(self.configure(server_round, arrays, config, grid))
+        self.last = self.before + server_round
         if not self.begun:
             self.begun = True
             wrapper = _wrapper(self.strategy)  # looks at who called: not inside the recorder
             self.recorder.begin(lambda: facts(self.strategy, wrapper, self.total_rounds))
         self.recorder.nodes(lambda: grid.get_node_ids())
-        self.recorder.sent(server_round, wire.outgoing(messages))
+        self.recorder.sent(self.last, wire.outgoing(messages))
         return messages
 
     def _aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
         replies = list(replies)
-        self.recorder.received(server_round, wire.replies(replies, _weighted_by(self.strategy)))
+        self.recorder.received(self.before + server_round, wire.replies(replies, _weighted_by(self.strategy)))
         result = self.aggregate(server_round, replies)
 
         def arrays() -> Arrays | None:
             found = result[0] if isinstance(result, tuple) and result else None
             return wire.Decoder().record(found) if isinstance(found, ArrayRecord) else None
 
-        self.recorder.aggregate(server_round, arrays)
+        self.recorder.aggregate(self.before + server_round, arrays)
         return result
 
 

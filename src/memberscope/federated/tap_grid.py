@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
+import numpy as np
 from flwr.app import Message
 
 from memberscope.federated import wire
@@ -28,8 +30,9 @@ def watch_grid(
     """Record what passes through a grid: ``grid = tap.watch_grid(grid, out)`` as the first line of a ServerApp.
 
     Works with any loop: `send_and_receive`, or `push_messages` and `pull_messages`, from any thread. A round's number
-    is what a message names in its config (``server-round``) or group id (legacy servers); without either, a new round
-    begins when something is sent after replies came in. What comes out of a round is seen when it is sent out for
+    is what a message names in its config (``server-round``) or group id (legacy servers); a federation that begins
+    again goes on counting. Without either, a new round begins when another model is sent after replies came in, or a
+    node is asked again. What comes out of a round is seen when it is sent out for
     evaluation or as the next round's model. Under SecAgg and SecAgg+ only masked vectors pass: the transcript then is
     that of a server behind secure aggregation.
 
@@ -56,13 +59,16 @@ def watch_grid(
 class GridTap:
     """Stands in for `send_and_receive`, `push_messages` and `pull_messages` of one grid object."""
 
-    def __init__(self, grid: Any, recorder: Recorder) -> None:
-        self.grid, self.recorder = grid, recorder
+    def __init__(self, grid: Any, recorder: Recorder, *, ends: bool = False) -> None:
+        self.grid, self.recorder, self.ends = grid, recorder, ends
         self.both, self.push, self.pull = grid.send_and_receive, grid.push_messages, grid.pull_messages
         self._inside = threading.local()  # send_and_receive of a real grid calls the other two
         self._lock = threading.Lock()
         self._rounds: dict[str, int] = {}
         self._unnamed = 0
+        self._named = self._before = 0
+        self._asked: set[int] = set()
+        self._model = b""
         self._answered = True
         self._begun = False
         self.last = 0
@@ -73,6 +79,11 @@ class GridTap:
         self.grid.send_and_receive = self._send_and_receive
         self.grid.push_messages = self._push_messages
         self.grid.pull_messages = self._pull_messages
+
+    def restart(self) -> None:
+        """A federation begins: its rounds follow those that are on record."""
+        with self._lock:
+            self._before, self._named = self.last, 0
 
     def _send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         messages = list(messages)
@@ -108,16 +119,18 @@ class GridTap:
         """Record what is sent; gives the round, None if these are no messages of a training round."""
         evaluations = [m for m in messages if wire.is_evaluation(m)]
         if evaluations and (named := wire.round_of(evaluations[0])) is not None:
-            self.recorder.aggregate(named, lambda: next((arrays for _, arrays in wire.outgoing(evaluations[:1])), None))
+            self.recorder.aggregate(
+                self._before + named, lambda: next((arrays for _, arrays in wire.outgoing(evaluations[:1])), None)
+            )
         trainings = [m for m in messages if wire.is_training(m)]
         if not trainings:
             return None
-        number = self._number(trainings[0])
+        number = self._number(trainings)
         self.last = max(self.last, number)
         if not self._begun:
             self._begun = True
             told = list(getattr(self.grid, "memberscope_tampered", ()))
-            self.recorder.begin(lambda: {"position": POSITION, "tampered": told})
+            self.recorder.begin(lambda: {"position": POSITION, "tampered": told, "ends": self.ends})
         self.recorder.nodes(lambda: self.grid.get_node_ids())
         self.recorder.sent(number, wire.outgoing(trainings))
         return number
@@ -127,12 +140,30 @@ class GridTap:
             self._answered = True
             self.recorder.received(number, wire.replies(m for n, m in replies if n == number))
 
-    def _number(self, message: Message) -> int:
-        named = wire.round_of(message)
+    def _number(self, messages: list[Message]) -> int:
+        named = wire.round_of(messages[0])
         with self._lock:
             if named is not None:
-                self._unnamed = max(self._unnamed, named)
-            elif self._answered:
-                self._unnamed += 1
+                if named < self._named:
+                    self._before = self.last
+                self._named = named
+                self._unnamed = self._before + named
+            else:
+                nodes = {message.metadata.dst_node_id for message in messages}
+                model = _digest(messages[0]) if self._answered else self._model
+                if self._unnamed == 0 or (self._answered and (model != self._model or nodes & self._asked)):
+                    self._unnamed += 1
+                    self._asked, self._model = set(), model or _digest(messages[0])
+                self._asked |= nodes
             self._answered = False
-            return self._unnamed if named is None else named
+            return self._unnamed
+
+
+def _digest(message: Message) -> bytes:
+    """Of the model in a message, to tell whether another one is sent."""
+    digest = hashlib.blake2b(digest_size=16)
+    for _, arrays in wire.outgoing([message]):
+        for name, array in arrays.items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()

@@ -78,6 +78,12 @@ class Transcript:
         return BEHIND_SECURE_AGGREGATION if masked else str(self.header.get("view", SERVER))
 
     @property
+    def observer(self) -> int | None:
+        """The client that recorded it; None: a server did."""
+        name, _, number = self.view.partition(" ")
+        return int(number) if name == "client" and number.isdecimal() else None
+
+    @property
     def only_sums(self) -> bool:
         """True where no client's own update could be recorded."""
         return self.view == BEHIND_SECURE_AGGREGATION
@@ -243,11 +249,14 @@ class Transcript:
         return kept.examples if not weights else (sum(known) if len(known) == len(weights) else None)
 
     def final(self) -> Arrays:
-        """The last global model on record: what came out of the last round, else what was sent in it."""
+        """The last global model on record: what came out of the last round, else its mean reply, else what was sent."""
         last = max((r for r, kept in self._ledger.rounds.items() if kept.sent or kept.aggregate), default=None)
         if last is None:
             raise RunFolderError(f"{self.folder} has no round on record", "record the federation again")
-        return self.aggregate(last) or self.sent(last)
+        outcome, kept = self.aggregate(last), self._ledger.rounds[last]
+        if outcome is None and self.observer is None and (kept.sum or kept.received):
+            outcome = {**self.sent(last), **self.sum(last)}  # whole numbers are not averaged
+        return self.sent(last) if outcome is None else outcome
 
     @property
     def bytes(self) -> int:

@@ -80,7 +80,7 @@ class Ledger:
         self._begun: dict[int, int] = {}
         self._session, self._since = 0, ""
         self._last_round: int | None = None
-        self._open = False
+        self._open = self._ends = False
         self._stopped: str | None = None
 
     def rename(self, nodes: Mapping[int, int]) -> None:
@@ -124,7 +124,7 @@ class Ledger:
             return f"round {last} has {len(answered)} of {len(kept.sent)} replies"
         if self._last_round is not None and last < self._last_round:
             return f"the last round on record is {last}, not {self._last_round}"
-        return None
+        return "its end is not on record" if self._ends else None
 
     def add(self, event: Mapping[str, Any]) -> None:
         """One event. Raises KeyError, TypeError or ValueError if it makes no sense."""
@@ -134,7 +134,7 @@ class Ledger:
             self._open, self._stopped = True, None
             self.position = event.get("position") or self.position
             self.strategy = event.get("strategy") or self.strategy
-            self._last_round = event.get("last_round")
+            self._last_round, self._ends = event.get("last_round"), bool(event.get("ends"))
             self.tampered += [t for t in event.get("tampered", ()) if t not in self.tampered]
         elif kind == "nodes":
             self._nodes.update(int(n) for n in event["nodes"])

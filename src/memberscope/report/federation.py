@@ -49,6 +49,7 @@ def _facts(told: Mapping[str, Any]) -> Table:
             "1 apart)",
         ),
         ("Rounds looked at", f"{wording.count(len(seen))} of {wording.count(told['rounds_recorded'])} recorded{span}"),
+        ("Failed replies", _failed(told.get("failures"))),
         ("Non-members", told["matching"]),
         ("Known non-members", f"{wording.count(told['population'])} records, which attacks calibrate on"),
         ("Reference federations", wording.count(told["references"]) if told.get("references") else None),
@@ -56,6 +57,13 @@ def _facts(told: Mapping[str, Any]) -> Table:
         *_privacy(told.get("privacy") or {}),
     ]
     return Table(("", ""), [[Cell(k), Cell(str(v))] for k, v in rows if v], numeric=False)
+
+
+def _failed(failures: Mapping[str, Any] | None) -> str | None:
+    if not failures or not failures["replies"]:
+        return None
+    share = f"{wording.count(failures['replies'])} of {wording.count(failures['of'])} asked for"
+    return f"{share}, most often: {wording.shorten(str(failures['reason']), 120)}"
 
 
 def _effective(told: Mapping[str, Any]) -> float:

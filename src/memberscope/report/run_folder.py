@@ -30,6 +30,18 @@ if TYPE_CHECKING:
 _NEEDED = ("run", "dataset", "records", "attacks", "headline", "ladder", "exposed", "checks", "settings", "environment")
 
 
+def refuse_occupied(folder: Path) -> None:
+    """Refuse a run folder that holds something.
+
+    Raises
+    ------
+    RunFolderError
+        It exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"{folder} exists and is not empty", "choose another folder: a run is never overwritten")
+
+
 def check_writable(parent: Path) -> None:
     """Make the folder that run folders go into, and see that it takes files.
 
@@ -79,8 +91,7 @@ def write(audit: Audit, folder: Path) -> Path:
         The disk is full or the place cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunFolderError(f"{folder} exists and is not empty", "choose another folder: a run is never overwritten")
+    refuse_occupied(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
