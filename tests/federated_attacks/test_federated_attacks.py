@@ -35,11 +35,6 @@ def told(scores: Any, member: Any) -> float:
 
 
 @every_attack
-def test_of_clients_that_do_not_learn_nothing_is_left_to_weigh() -> None:
-    weights = filter_weights(np.zeros((4, 50)), np.zeros((4, 30)), noise=0.05)
-    assert np.isfinite(weights).all()
-
-
 def test_members_of_an_overfit_federation_are_found(attack: type[FederatedAttack], overfit: Any) -> None:
     evidence, member = overfit
     least = 0.75 if Knowledge.UPDATES in attack.needs else 0.62 if attack.name != "fl-global-gradient-norm" else 0.56
@@ -216,3 +211,8 @@ def test_raw_attacks_run_on_request_only() -> None:
         assert named[attack.name] is attack
         assert named[f"{attack.name}(raw)"].costly
         assert not named[f"{attack.name}(raw)"].normalised
+
+
+def test_of_clients_that_do_not_learn_nothing_is_left_to_weigh() -> None:
+    weights = filter_weights(np.zeros((4, 50)), np.zeros((4, 30)), noise=0.05)
+    assert np.isfinite(weights).all()
