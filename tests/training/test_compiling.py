@@ -100,6 +100,55 @@ def test_what_cannot_be_compiled_runs_plainly_and_says_so(monkeypatch, from_call
     assert compiled.weights_sha256 == plain.weights_sha256
 
 
+@pytest.mark.parametrize("from_call", [1, 3])
+def test_too_many_shapes_are_no_end_of_a_training(monkeypatch, from_call):
+    """The compiler's error is then no RuntimeError."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    calls = played(monkeypatch, FailOnRecompileLimitHit("Hard failure due to fullgraph=True"), from_call)
+    x = torch.ones(3, requires_grad=True)
+
+    def train():
+        run = compiling.compiled(lambda x: 2 * x, torch.device("cpu"), x)
+        return [run(torch.ones(n)) for n in range(1, 5)]
+
+    with pytest.warns(UserWarning, match="^training steps are not compiled: Hard failure due to fullgraph=True$"):
+        answers = train()
+    assert all(torch.equal(answer, torch.full((n,), 2.0)) for n, answer in enumerate(answers, 1))
+    assert len(calls) == from_call
+
+
+def test_the_limit_is_raised_for_a_new_shape_and_then_put_back(monkeypatch):
+    config = torch._dynamo.config
+    limits = []
+    monkeypatch.setattr(
+        torch, "compile", lambda step, **options: lambda x: limits.append(config.recompile_limit) or step(x)
+    )
+    before = config.recompile_limit
+    run = compiling.compiled(lambda x: 2 * x, torch.device("cpu"), torch.ones(3, requires_grad=True))
+    for n in (3, 4, 4):
+        run(torch.ones(n))
+    assert limits == [compiling._MOST_SHAPES, before, compiling._MOST_SHAPES, before]
+    assert config.recompile_limit == before < compiling._MOST_SHAPES
+
+
+@compiler
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "error:training steps")
+def test_a_step_is_compiled_for_more_shapes_than_torch_would(monkeypatch):
+    def step(x):
+        return torch.sin(x) * 3
+
+    first = torch.ones(2, requires_grad=True)
+    run = compiling.compiled(step, torch.device("cpu"), first)
+    for n in range(3, 3 + torch._dynamo.config.recompile_limit + 2):
+        torch.testing.assert_close(run(torch.ones(n)), step(torch.ones(n)))
+    monkeypatch.setattr(compiling, "_MOST_SHAPES", torch._dynamo.config.recompile_limit)
+    with pytest.warns(UserWarning, match="training steps are not compiled"):
+        answer = run(torch.ones(99))
+    assert torch.equal(answer, step(torch.ones(99)))  # past the limit it goes on plainly
+
+
 def test_gradients_that_cannot_be_compiled_are_found_out_at_once(monkeypatch):
     class Refuses(torch.autograd.Function):
         @staticmethod
