@@ -149,6 +149,21 @@ def test_a_step_is_compiled_for_more_shapes_than_torch_would(monkeypatch):
     assert torch.equal(answer, step(torch.ones(99)))  # past the limit it goes on plainly
 
 
+def test_the_shape_that_is_tried_is_that_of_the_first_batch(monkeypatch):
+    """Of 30 records in batches of at most 20 each batch has 15; to compile for 20 would be in vain."""
+    shapes = []
+
+    def compile_(step, **options):
+        return lambda *given: shapes.append(tuple(given[1].shape)) or step(*given)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    recipe = Recipe(model="mlp", epochs=1, batch_size=20)
+    shared = {"n_classes": CLASSES, "device": "cpu", "threads": 1, "compiled": True}
+    fit(recipe, ROWS, Y, MEMBERS[0], seed=3, **shared)
+    fit_stacked(recipe, ROWS, Y, MEMBERS, seeds=[5, 6], **shared)
+    assert shapes == [(15, 10)] * 3 + [(2, 15, 10)] * 3
+
+
 def test_gradients_that_cannot_be_compiled_are_found_out_at_once(monkeypatch):
     class Refuses(torch.autograd.Function):
         @staticmethod

@@ -279,7 +279,7 @@ class _Stack:
         return torch.from_numpy(np.stack([a for a in arrays if a is not None])).to(self.device)
 
     def _compiled(self) -> Callable[..., Tensor]:
-        count = min(self.recipe.batch_size, self._labels.shape[1])
+        count = -(-self._labels.shape[1] // self.models[0].steps)  # as the first batch: one shape less to compile
         index = torch.arange(count, device=self.device).expand(len(self.models), -1)
         batch, labels = self._records.batch(index), self._labels.gather(1, index)
         return compiled_step(self._loss, self.device, self._stacked, batch, labels)

@@ -358,7 +358,8 @@ class _Training:
         """Try it on a copy: batch statistics are not to change."""
         trial = copy.deepcopy(self.module).train()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            batch = self.members.batch(np.arange(min(self.recipe.batch_size, len(self.members))))
+            first = np.arange(-(-len(self.members) // self.steps))  # as large as the first batch: one shape less
+            batch = self.members.batch(first)
             return compiled_step(self._plain, self.device, trial, batch if self.channels_last else batch.contiguous())
 
     def _of_nobody(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
