@@ -118,6 +118,7 @@ def test_a_gpu_trains_as_well_as_the_cpu_and_repeats_itself():
     recipe = Recipe(epochs=10, batch_size=32, learning_rate=0.05, augmentation=("flip",))
     first, second = (fit(recipe, x, y, member, n_classes=3, seed=0, device="cuda") for _ in range(2))
     assert first.precision == "bf16"
+    # Not promised, and not seen yet: max-pooling adds gradients by atomics, but its windows do not overlap here.
     assert np.array_equal(first.query(x), second.query(x))
     cpu = fit(recipe, x, y, member, n_classes=3, seed=0, device="cpu")
     assert first.accuracy(x, y) == pytest.approx(cpu.accuracy(x, y), abs=0.03)

@@ -21,7 +21,7 @@ from memberscope.defenses.dp_sgd import DpSgd
 from memberscope.federated.design import Design
 from memberscope.records.pool import Dataset
 from memberscope.training.batches import Normalisation, Records
-from memberscope.training.hardware import cpu_threads, keep_freed_memory, resolve_device
+from memberscope.training.hardware import cpu_threads, keep_freed_memory, repeatable, resolve_device
 from memberscope.training.recipe import Recipe
 from memberscope.training.train_target import _Training
 from memberscope.training.trained_model import TrainedModel, plain_state
@@ -222,8 +222,8 @@ class LocalTraining:
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
-        """As many threads as asked for, and torch's global generators left as they were."""
-        with cpu_threads(self._threads), torch.random.fork_rng(self._forked):
+        """As many threads as asked for, algorithms that repeat, and torch's global generators left as they were."""
+        with cpu_threads(self._threads), repeatable(), torch.random.fork_rng(self._forked):
             yield
 
 

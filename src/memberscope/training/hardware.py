@@ -89,12 +89,23 @@ def cpu_threads(threads: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """Inside the block cuDNN takes algorithms that repeat themselves, and no TF32; bf16 is left as it is.
+
+    For trainings. Nothing changes on a CPU. On a GPU PyTorch's own kernels may still add in any order (the gradient of
+    max-pooling does so), and matrix products follow `torch.set_float32_matmul_precision`: by default float32.
+    """
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+@contextlib.contextmanager
 def exact_fp32() -> Iterator[None]:
     """Inside the block float32 products are float32 products: no TF32, no bf16 passes, no autotuned algorithms."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with repeatable():
             yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -31,7 +31,7 @@ from memberscope.training import train_target
 from memberscope.training.batches import Records, StackedRecords, fixed
 from memberscope.training.checkpoint import Writer, digest_of, key
 from memberscope.training.compiling import compiled as compiled_step
-from memberscope.training.hardware import cpu_threads, resolve_device
+from memberscope.training.hardware import cpu_threads, repeatable, resolve_device
 from memberscope.training.models import build_for
 from memberscope.training.optimisation import make_optimizer, rate_factor
 from memberscope.training.progress import Progress
@@ -118,7 +118,7 @@ def fit_stacked(
         The training of one diverged; a checkpoint is another training's.
     """
     where = resolve_device(device)
-    with cpu_threads(threads), torch.random.fork_rng([where] if where.type == "cuda" else []):
+    with cpu_threads(threads), repeatable(), torch.random.fork_rng([where] if where.type == "cuda" else []):
         pool = Records(x, fixed(x), where)
         models = [
             _Training(recipe, x, y, member, None, n_classes, seed, where, pool=pool)

@@ -1,4 +1,9 @@
-"""`fit`: trains one model, fast. The same seed on the same machine gives the same weights."""
+"""`fit`: trains one model, fast.
+
+On a CPU the same seed gives the same weights, bit for bit, on one machine with the same number of threads. On a GPU
+cuDNN is held to deterministic algorithms and float32 convolutions without TF32, but the gradient of max-pooling adds by
+atomics, so that last digits may differ; how far was never measured: no GPU was at hand.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ from memberscope.training.batches import Draws, Records, draw, fixed, measure
 from memberscope.training.compiling import compiled as compiled_step
 from memberscope.training.defended import taught_guards
 from memberscope.training.fit_checks import check_defenses, check_records, lesson_of
-from memberscope.training.hardware import cpu_threads, keep_freed_memory, resolve_device, resolve_precision
+from memberscope.training.hardware import cpu_threads, keep_freed_memory, repeatable, resolve_device, resolve_precision
 from memberscope.training.model_files import load, save, wrap
 from memberscope.training.models import build_for
 from memberscope.training.objective import Objective
@@ -136,7 +141,7 @@ def fit(
             raise KeyboardInterrupt(training.farewell()) from None
         return training.result(recipe)
 
-    with cpu_threads(threads), torch.random.fork_rng([where] if where.type == "cuda" else []):
+    with cpu_threads(threads), repeatable(), torch.random.fork_rng([where] if where.type == "cuda" else []):
         taught = procedure(recipe)
         if taught is not None:
             count = trainings(recipe)

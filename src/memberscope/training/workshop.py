@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from memberscope.errors import EvidenceError, ModelError
 from memberscope.training.batches import Records, draw, measure
-from memberscope.training.hardware import cpu_threads, keep_freed_memory, resolve_device, resolve_precision
+from memberscope.training.hardware import cpu_threads, keep_freed_memory, repeatable, resolve_device, resolve_precision
 from memberscope.training.models import build
 from memberscope.training.optimisation import make_optimizer, rate_factor
 from memberscope.training.recipe import Recipe
@@ -89,7 +89,8 @@ class RecipeWorkshop:
         device = resolve_device(self._device)
         if device.type == "cpu":
             keep_freed_memory()
-        with cpu_threads(self._threads), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        forked = [device] if device.type == "cuda" else []
+        with cpu_threads(self._threads), repeatable(), torch.random.fork_rng(forked):
             apprentice = _Apprentice(self._recipe, x, y, imitation, self._n_classes, device)
             epochs = self._recipe.epochs
             due = set(np.linspace(0, epochs, min(imitation.snapshots, epochs) + 1).round().astype(int)[1:].tolist())
