@@ -63,11 +63,11 @@ def bare_loop(recipe, seed):
             generators = [np.random.default_rng(sequence(name, epoch)) for name in ("batching", "augmentation")]
             draws = draw(len(records), recipe.batch_size, recipe.augmentation, records.padding, *generators)
             module.train()
-            for step, index in enumerate(draws.batches):
+            for step, chosen in enumerate(draws.on(torch.device("cpu"))):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate * rate_factor(recipe, epoch - 1 + step / len(draws.batches))
-                logits = module(records.batch(index, draws))
-                truth = labels[torch.from_numpy(index)]
+                logits = module(records.batch(*chosen))
+                truth = labels[chosen.positions]
                 loss = nn.functional.cross_entropy(logits, truth, label_smoothing=recipe.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

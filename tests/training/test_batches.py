@@ -6,7 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memberscope.training.batches import Draws, Normalisation, Records, StackedRecords, draw, fixed, measure
+from memberscope.training.batches import (
+    Draws,
+    Normalisation,
+    Records,
+    StackedRecords,
+    draw,
+    fixed,
+    measure,
+    upload,
+)
+from memberscope.training.recipe import Recipe
+from memberscope.training.train_target import fit
 
 CPU = torch.device("cpu")
 
@@ -57,7 +68,7 @@ def test_a_large_mean_does_not_swallow_the_spread():
 def test_a_batch_is_the_normalised_records_channels_last(x):
     normalisation = measure(x, np.ones(len(x), bool))
     index = np.array([3, 0, 3, 17])
-    batch = Records(x, normalisation, CPU).batch(index)
+    batch = Records(x, normalisation, CPU).batch(torch.from_numpy(index))
     assert batch.dtype == torch.float32
     assert batch.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(batch.numpy(), expected(x[index], normalisation), atol=2e-6)
@@ -80,7 +91,7 @@ def test_augmentation_is_that_of_the_obvious_loop(channels, height, width, flips
     names = ("flip",) * flips + ("crop",) * crops
     draws = draw(12, 5, names, records.padding, rng, rng)
     pad = records.padding
-    for index in draws.batches:
+    for index, chosen in zip(draws.batches, draws.on(CPU), strict=True):
         want = []
         for i in index:
             image = x[i]
@@ -88,7 +99,7 @@ def test_augmentation_is_that_of_the_obvious_loop(channels, height, width, flips
                 top, left = draws.offset[i]
                 image = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))[:, top : top + height, left : left + width]
             want.append(image[..., ::-1] if draws.flip is not None and draws.flip[i] else image)
-        np.testing.assert_allclose(records.batch(index, draws).numpy(), np.stack(want), atol=1e-3)
+        np.testing.assert_allclose(records.batch(*chosen).numpy(), np.stack(want), atol=1e-3)
 
 
 def test_crops_and_flips_leave_the_records_alone():
@@ -96,7 +107,8 @@ def test_crops_and_flips_leave_the_records_alone():
     records = Records(x, Normalisation(np.zeros(3, np.float32), np.ones(3, np.float32)), CPU)
     before = records.batch(slice(None)).clone()
     draws = Draws([np.arange(40)], np.ones(40, bool), np.zeros((40, 2), np.int64))
-    records.batch(np.arange(40), draws)
+    (chosen,) = draws.on(CPU)
+    records.batch(*chosen)
     assert torch.equal(records.batch(slice(None)), before)
 
 
@@ -134,18 +146,45 @@ def test_batches_of_several_models_at_once_are_each_one_s_own(flips, crops, shap
     apart = [Records(x[r], measure(x, np.isin(np.arange(30), r)), CPU) for r in rows]
     names = (("flip",) * flips + ("crop",) * crops) if image else ()
     draws = [draw(12, 5, names, pool.padding, rng, rng) for _ in rows]
-    index = np.stack([d.batches[0] for d in draws])
-    each = np.arange(3)[:, None]
-    flip = None if draws[0].flip is None else torch.from_numpy(np.stack([d.flip for d in draws])[each, index])
-    offset = None if draws[0].offset is None else torch.from_numpy(np.stack([d.offset for d in draws])[each, index])
-    together = StackedRecords(chosen).batch(torch.from_numpy(index), flip, offset)
+    stacked = StackedRecords(chosen)
+    batches = [stacked.batch(*of_all) for of_all in upload(draws, CPU)]
+    assert len(batches) == 3
     for k in range(3):
-        own = apart[k].batch(index[k], draws[k])
-        assert torch.equal(together[k], own)
-        assert torch.equal(chosen[k].batch(index[k], draws[k]), own)
+        for step, drawn in enumerate(draws[k].on(CPU)):
+            own = apart[k].batch(*drawn)
+            assert torch.equal(batches[step][k], own)
+            assert torch.equal(chosen[k].batch(*drawn), own)
+        index = draws[k].batches[0]
         assert torch.equal(chosen[k].batch(slice(2, 7)), apart[k].batch(slice(2, 7)))
-        assert torch.equal(chosen[k].part(index[k]).batch(slice(None)), apart[k].batch(index[k]))
+        assert torch.equal(chosen[k].part(index).batch(slice(None)), apart[k].batch(torch.from_numpy(index)))
         assert len(chosen[k]) == 12
+
+
+@pytest.mark.parametrize("names", [(), ("flip",), ("crop",), ("flip", "crop")])
+def test_batches_of_poisson_sampling_are_uploaded_as_drawn_the_empty_ones_too(names):
+    x = images(40)
+    records = Records(x, fixed(x), CPU)
+    draws = draw(40, 1, names, 1, np.random.default_rng(0), np.random.default_rng(1), poisson=True)
+    assert {0, 1, 2} <= {len(batch) for batch in draws.batches}
+    for index, chosen in zip(draws.batches, draws.on(CPU), strict=True):
+        np.testing.assert_array_equal(chosen.positions, index)
+        for found, drawn in ((chosen.flip, draws.flip), (chosen.offset, draws.offset)):
+            assert (found is None) if drawn is None else np.array_equal(found, drawn[index])
+        assert records.batch(*chosen).shape == (len(index), 3, 8, 6)
+
+
+def test_steps_upload_nothing(monkeypatch):
+    """What an epoch draws goes to the device at once, in however many steps it is trained."""
+    x, y = images(40), np.arange(40) % 3
+    upload_, uploads = torch.from_numpy, []
+    monkeypatch.setattr(torch, "from_numpy", lambda array: uploads.append(array.shape) or upload_(array))
+    counts = []
+    for batch_size in (40, 4):
+        recipe = Recipe(model="mlp", epochs=2, batch_size=batch_size, augmentation=("flip", "crop"))
+        uploads.clear()
+        fit(recipe, x, y, np.ones(40, bool), n_classes=3, seed=0, device="cpu")
+        counts.append(len(uploads))
+    assert counts[0] == counts[1] > 0
 
 
 def test_only_records_chosen_from_the_same_are_stacked():

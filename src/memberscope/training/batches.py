@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _CHUNK = 4096
+_WIDEST_FIRST = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,47 @@ class Draws:
     batches: list[NDArray[np.int64]]
     flip: NDArray[np.bool_] | None
     offset: NDArray[np.int64] | None
+
+    def on(self, device: torch.device) -> Iterator[Chosen]:
+        """The batches on a device, for `Records.batch`."""
+        for each in upload([self], device):
+            flip, offset = (None if part is None else part[0] for part in (each.flip, each.offset))
+            yield Chosen(each.positions[0], flip, offset)
+
+
+class Chosen(NamedTuple):
+    """The records of a batch and the augmentation of each, on the device; of K models at once with a first axis K.
+
+    Parameters
+    ----------
+    positions
+        int64 [B].
+    flip
+        bool [B]: which are mirrored; or None.
+    offset
+        int64 [B, 2] edges of each crop (see `Draws`); or None.
+    """
+
+    positions: Tensor
+    flip: Tensor | None = None
+    offset: Tensor | None = None
+
+
+def upload(draws: Sequence[Draws], device: torch.device) -> Iterator[Chosen]:
+    """Give the batches of K models' epochs, a batch of all at a time; their sizes are those of the first one.
+
+    An epoch is uploaded at once: an upload waits until the device has done all before it, and would so in each step.
+    """
+    orders = [np.concatenate(one.batches) for one in draws]
+    flips = [one.flip[order] for one, order in zip(draws, orders, strict=True) if one.flip is not None]
+    offsets = [one.offset[order] for one, order in zip(draws, orders, strict=True) if one.offset is not None]
+    sizes = [len(batch) for batch in draws[0].batches]
+
+    def split(arrays: list[NDArray[Any]]) -> Sequence[Tensor]:
+        return torch.split(torch.from_numpy(np.stack(arrays)).to(device), sizes, 1)
+
+    none = [None] * len(sizes)
+    return map(Chosen, split(orders), split(flips) if flips else none, split(offsets) if offsets else none)
 
 
 def draw(
@@ -167,24 +209,28 @@ class Records:
         chosen._normalise(normalisation)
         return chosen
 
-    def batch(self, index: NDArray[np.int64] | slice, draws: Draws | None = None, *, flipped: bool = False) -> Tensor:
+    def batch(
+        self,
+        index: Tensor | slice,
+        flip: Tensor | None = None,
+        offset: Tensor | None = None,
+        *,
+        flipped: bool = False,
+    ) -> Tensor:
         """Give the normalised records of an index as float32 [B, C, H, W] (channels last in memory) or [B, d].
 
         Parameters
         ----------
-        index
-            Positions, or a slice of them.
-        draws
-            Augments these positions as drawn.
+        index, flip, offset
+            As in `Chosen`; the index may be a slice.
         flipped
             Mirror all of them left to right.
         """
-        if isinstance(index, slice):
-            raw = self._flat[index] if self._rows is None else self._flat.index_select(0, self._rows[index])
+        if self._rows is not None:
+            raw = self._flat.index_select(0, self._rows[index])
         else:
-            raw = self._flat.index_select(0, self._places(index))
-            if draws is not None and (draws.flip is not None or draws.offset is not None):
-                raw = self._augmented(raw, index, draws)
+            raw = self._flat[index] if isinstance(index, slice) else self._flat.index_select(0, index)
+        raw = self._augmented(raw, flip, offset)
         x = torch.addcmul(self._shift, raw.float(), self._scale)
         if len(self.shape) == 1:
             return x
@@ -196,15 +242,21 @@ class Records:
         places = torch.from_numpy(index).to(self.device)
         return places if self._rows is None else self._rows[places]
 
-    def _augmented(self, raw: Tensor, index: NDArray[np.int64], draws: Draws) -> Tensor:
+    def _augmented(self, raw: Tensor, flip: Tensor | None, offset: Tensor | None) -> Tensor:
+        if flip is None and offset is None:
+            return raw
         channels, height, width = self.shape
         images = raw.view(len(raw), height, width, channels)
-        if draws.offset is not None:
-            images = self._cropped(images, torch.from_numpy(draws.offset[index]).to(self.device))
-        if draws.flip is not None:
-            which = torch.from_numpy(np.flatnonzero(draws.flip[index])).to(self.device)
-            images[which] = images[which].flip(2)
-        return images.view(len(index), -1)
+        if offset is not None:
+            images = self._cropped(images, offset)
+        if flip is None:
+            return images.flatten(1)
+        # Both are made and one is taken: to list those to be mirrored would wait for the device. Taken in the largest
+        # pieces that an image is a whole number of: on a CPU single bytes take three times as long.
+        size = height * width * channels
+        wide = next(kind for kind in _WIDEST_FIRST if size % kind.itemsize == 0)
+        plain, mirrored = (rows.flatten(1).view(wide) for rows in (images, images.flip(2)))
+        return torch.where(flip[:, None], mirrored, plain).view(raw.dtype)
 
     def _cropped(self, images: Tensor, offset: Tensor) -> Tensor:
         count, height, width, channels = images.shape
@@ -252,26 +304,16 @@ class StackedRecords:
 
         Parameters
         ----------
-        index
-            int64 [K, B]: positions among each model's records.
-        flip
-            bool [K, B]: which are mirrored.
-        offset
-            int64 [K, B, 2]: edges of each crop (see `Draws`).
+        index, flip, offset
+            As in `Chosen`, for K models: positions among each model's records.
         """
         models, count = index.shape
         raw = self._first._flat.index_select(0, self._rows.gather(1, index).flatten())
-        if len(self._first.shape) == 3:
-            channels, height, width = self._first.shape
-            images = raw.view(len(raw), height, width, channels)
-            if offset is not None:
-                images = self._first._cropped(images, offset.flatten(0, 1))
-            if (
-                flip is not None
-            ):  # both are made and one is taken: to list those to be mirrored would wait for the device
-                images = torch.where(flip.flatten()[:, None, None, None], images.flip(2), images)
-            raw = images.view(len(raw), -1)
+        raw = self._first._augmented(
+            raw, None if flip is None else flip.flatten(), None if offset is None else offset.flatten(0, 1)
+        )
         x = torch.addcmul(self._shift, raw.view(models, count, -1).float(), self._scale)
         if len(self._first.shape) == 1:
             return x
+        channels, height, width = self._first.shape
         return x.view(models, count, height, width, channels).permute(0, 1, 4, 2, 3)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from memberscope.defenses.registry import in_force
 from memberscope.errors import ConfigError
 from memberscope.training import train_target
-from memberscope.training.batches import Records, StackedRecords, fixed
+from memberscope.training.batches import Records, StackedRecords, fixed, upload
 from memberscope.training.checkpoint import Writer, digest_of, key
 from memberscope.training.compiling import compiled as compiled_step
 from memberscope.training.hardware import cpu_threads, repeatable, resolve_device
@@ -40,8 +40,6 @@ from memberscope.training.train_target import EVALUATION_BATCH, _Training
 from memberscope.training.trained_model import TrainedModel, evaluating
 
 T = TypeVar("T")
-_Batch = tuple[Tensor, Tensor | None, Tensor | None]
-"""Positions int64 [K, B], which are mirrored bool [K, B], crops int64 [K, B, 2]."""
 _LARGEST_GROUP = 64
 _MEMORY_SHARE = 0.6
 _STEP_FACTOR = 4
@@ -170,7 +168,7 @@ class _Stack:
         self._gather_moments()
         self._records = StackedRecords([model.members for model in models])
         self._labels = torch.stack([model.labels for model in models])
-        self._watched = self._on_device([model.watched for model in models])
+        self._watched = torch.from_numpy(np.stack([model.watched for model in models])).to(self.device)
         self.writer = Writer()
         self._losses = self._compiled() if compiled else self._loss
 
@@ -180,8 +178,8 @@ class _Stack:
         self._skeleton.train()
         steps = self.models[0].steps
         total = torch.zeros(len(self.models), device=self.device)
-        for step, (index, flip, offset) in enumerate(self._draws(epoch)):
-            batch, labels = self._records.batch(index, flip, offset), self._labels.gather(1, index)
+        for step, chosen in enumerate(upload([model.draws(epoch) for model in self.models], self.device)):
+            batch, labels = self._records.batch(*chosen), self._labels.gather(1, chosen.positions)
             loss = self._step(batch, labels, epoch - 1 + step / steps)
             total += loss
             if progress is not None and (step + 1 == steps or step % 20 == 0):
@@ -217,16 +215,6 @@ class _Stack:
                 parameter.data = parameter.data.clone()
             if model.channels_last:
                 model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def _draws(self, epoch: int) -> Iterator[_Batch]:
-        """What the models draw for an epoch, a batch of all at a time."""
-        draws = [model.draws(epoch) for model in self.models]
-        order = self._on_device([np.concatenate(d.batches) for d in draws])
-        flip = None if draws[0].flip is None else self._on_device([d.flip for d in draws])
-        offset = None if draws[0].offset is None else self._on_device([d.offset for d in draws])
-        each = torch.arange(len(self.models), device=self.device)[:, None]
-        for index in torch.split(order, [len(batch) for batch in draws[0].batches], 1):
-            yield index, None if flip is None else flip[each, index], None if offset is None else offset[each, index]
 
     def _gather_moments(self) -> None:
         """Take up what the models' own optimisers hold: the moments of each parameter, and the number of steps."""
@@ -274,9 +262,6 @@ class _Stack:
                 right += (logits.argmax(2) == labels).sum(1)
         count = self._watched.shape[1]
         return (loss / count).tolist(), (right / count).tolist()
-
-    def _on_device(self, arrays: Sequence[NDArray[Any] | None]) -> Tensor:
-        return torch.from_numpy(np.stack([a for a in arrays if a is not None])).to(self.device)
 
     def _compiled(self) -> Callable[..., Tensor]:
         count = -(-self._labels.shape[1] // self.models[0].steps)  # as the first batch: one shape less to compile

@@ -24,7 +24,7 @@ from memberscope.defenses.registry import in_force, procedure, trainings
 from memberscope.errors import ModelError
 from memberscope.files import remove_unfinished
 from memberscope.training import checkpoint as checkpoints
-from memberscope.training.batches import Draws, Records, draw, fixed, measure
+from memberscope.training.batches import Chosen, Draws, Records, draw, fixed, measure
 from memberscope.training.compiling import compiled as compiled_step
 from memberscope.training.defended import taught_guards
 from memberscope.training.fit_checks import check_defenses, check_records, lesson_of
@@ -292,9 +292,9 @@ class _Training:
         started = noticed = time.perf_counter()
         steps = len(draws.batches)
         total = torch.zeros((), device=self.device)
-        for step, index in enumerate(draws.batches):
+        for step, chosen in enumerate(draws.on(self.device)):
             self._set_rate(epoch - 1 + step / steps)
-            loss = self._step(index, draws, epoch, mixing, noise)
+            loss = self._step(chosen, epoch, mixing, noise)
             total += loss
             now = time.perf_counter()
             if now - noticed > _NOTICE_SECONDS or step + 1 == steps:
@@ -323,16 +323,9 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate * rate_factor(self.recipe, time_)
 
-    def _step(
-        self,
-        index: NDArray[np.int64],
-        draws: Draws,
-        epoch: int,
-        mixing: np.random.Generator,
-        noise: torch.Generator | None,
-    ) -> Tensor:
-        chosen = torch.from_numpy(index).to(self.device)
-        batch, targets = self.objective.batch(self.members.batch(index, draws), self.labels[chosen], chosen, mixing)
+    def _step(self, chosen: Chosen, epoch: int, mixing: np.random.Generator, noise: torch.Generator | None) -> Tensor:
+        index = chosen.positions
+        batch, targets = self.objective.batch(self.members.batch(*chosen), self.labels[index], index, mixing)
         if self.gradient is None or noise is None:
             loss = self.objective.losses(self._answers(batch, self._forward), targets, epoch)
             self.optimizer.zero_grad(set_to_none=True)
@@ -344,7 +337,7 @@ class _Training:
 
             self.optimizer.zero_grad(set_to_none=True)
             batch = batch if self.channels_last else batch.contiguous()
-            expected = len(self.members) / len(draws.batches)
+            expected = len(self.members) / self.steps
             loss = self.gradient.gradient(Step(self.module, batch, targets, losses, expected, noise))
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self._parameters(), self.recipe.clip_norm)
@@ -363,17 +356,16 @@ class _Training:
         """Try it on a copy: batch statistics are not to change."""
         trial = copy.deepcopy(self.module).train()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            first = np.arange(-(-len(self.members) // self.steps))  # as large as the first batch: one shape less
-            batch = self.members.batch(first)
+            count = -(-len(self.members) // self.steps)  # as large as the first batch: one shape less
+            batch = self.members.batch(torch.arange(count, device=self.device))
             return compiled_step(self._plain, self.device, trial, batch if self.channels_last else batch.contiguous())
 
     def _of_nobody(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Logits and one-hot classes of n random validation records, for a defense that needs records of nobody."""
         assert self.validation is not None, "fit() asks for them"
         records, labels = self.validation
-        index = rng.integers(len(records), size=n)
-        truth = labels[torch.from_numpy(index).to(self.device)]
-        return self._answers(records.batch(index)), nn.functional.one_hot(truth, self.n_classes).float()
+        index = torch.from_numpy(rng.integers(len(records), size=n)).to(self.device)
+        return self._answers(records.batch(index)), nn.functional.one_hot(labels[index], self.n_classes).float()
 
     def _record(self, epoch: int) -> dict[str, Any]:
         train_loss, train_acc = self._evaluate(self.members, self.labels, self.watched)
@@ -387,11 +379,10 @@ class _Training:
         loss = torch.zeros((), device=self.device)
         right = torch.zeros((), device=self.device)
         with evaluating(self.module):
-            for part in np.array_split(index, -(-len(index) // EVALUATION_BATCH)):
-                truth = labels[torch.from_numpy(part).to(self.device)]
+            for part in torch.from_numpy(index).to(self.device).tensor_split(-(-len(index) // EVALUATION_BATCH)):
                 logits = self._answers(records.batch(part))
-                loss += nn.functional.cross_entropy(logits, truth, reduction="sum")
-                right += (logits.argmax(1) == truth).sum()
+                loss += nn.functional.cross_entropy(logits, labels[part], reduction="sum")
+                right += (logits.argmax(1) == labels[part]).sum()
         return loss.item() / len(index), right.item() / len(index)
 
     def _remember_best(self, record: dict[str, Any]) -> None:

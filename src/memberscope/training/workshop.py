@@ -152,10 +152,10 @@ class _Apprentice:
         )
         self._module.train()
         total = torch.zeros((), device=self._device)
-        for step, index in enumerate(draws.batches):
+        for step, chosen in enumerate(draws.on(self._device)):
             for group in self._optimizer.param_groups:
                 group["lr"] = recipe.rate * rate_factor(recipe, epoch - 1 + step / len(draws.batches))
-            loss = self._loss(records.batch(index, draws), torch.from_numpy(index).to(self._device), imitating)
+            loss = self._loss(records.batch(*chosen), chosen.positions, imitating)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             if recipe.clip_norm:
