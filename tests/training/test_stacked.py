@@ -151,6 +151,13 @@ def test_the_group_fits_the_memory():
     assert size(4 * 10**9, 1024) < size(4 * 10**9, 128)
 
 
+def test_memory_that_torch_keeps_for_later_counts_as_free(monkeypatch):
+    kept = [600]
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 - sum(kept), 1000))
+    assert bank_training._free_bytes("cuda:0") == 1000
+
+
 class Fractions:
     def __init__(self):
         self.of = {}

@@ -316,6 +316,7 @@ def _weights(trained: TrainedModel) -> dict[str, NDArray[Any]]:
 def _free_bytes(device: str) -> int:
     import torch
 
+    torch.cuda.empty_cache()  # what PyTorch keeps of earlier trainings is not in use, and the driver counts it as used
     return int(torch.cuda.mem_get_info(torch.device(device))[0])
 
 
