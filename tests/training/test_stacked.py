@@ -130,16 +130,37 @@ def test_groups_are_halved_when_memory_is_short():
             raise torch.cuda.OutOfMemoryError("no room")
         return dict.fromkeys(group, "trained")
 
-    outcomes = list(in_groups(range(7), 6, train, lambda k: alone.append(k) or "alone"))
+    outcomes = list(in_groups(range(7), 6, train, lambda k: alone.append(k) or "alone", pytest.fail))
     assert groups == [[0, 1, 2, 3, 4, 5], [0, 1, 2], [0, 1], [2, 3], [4, 5]]
     assert outcomes == [(k, "trained") for k in range(6)] + [(6, "alone")]
 
 
 def test_what_vmap_does_not_know_is_trained_one_by_one():
-    def train(group):
-        raise RuntimeError("vmap: unsupported")
+    for text, told in (("vmap: unsupported\nmore of it", "vmap: unsupported"), ("", "RuntimeError")):
 
-    assert list(in_groups([3, 4], 8, train, lambda k: k * k)) == [(3, 9), (4, 16)]
+        def train(group, text=text):
+            raise RuntimeError(text)
+
+        reasons = []
+        assert list(in_groups([3, 4], 8, train, lambda k: k * k, reasons.append)) == [(3, 9), (4, 16)]
+        assert reasons == [told]
+
+
+def test_a_bank_whose_models_vmap_does_not_know_says_once_why_it_takes_longer(tmp_path, monkeypatch):
+    x, y = pool_of((12,), 61)  # an odd pool: the even models are grouped, and the odd ones
+    arrays = {"x": x, "y": y, "pool": np.ones(61, bool)}
+    recipe = Recipe(model="mlp", epochs=1, batch_size=10, precision="fp32")
+    task = TrainModel(tmp_path, "bank", recipe, CLASSES, ("none",), 3, "float32", True, "cpu", threads=1)
+    monkeypatch.setattr(bank_training, "_free_bytes", lambda device: 10**9)
+
+    def refuse(*args, **more):
+        raise RuntimeError("vmap: no batching rule\nand so on")
+
+    monkeypatch.setattr(torch.func, "vmap", refuse)
+    notes = []
+    outcomes = dict(task.at_once(arrays, range(4), Fractions(), notes.append))
+    assert outcomes == dict.fromkeys(range(4), "trained")
+    assert notes == ["reference models are trained one by one: vmap: no batching rule"]
 
 
 def test_the_group_fits_the_memory():
@@ -189,7 +210,7 @@ def test_a_bank_grown_at_once_holds_the_models_of_one_grown_alone(tmp_path, monk
     model_path(tmp_path / "alone", 0).rename(model_path(tmp_path / "stacked", 0))
     listener = Fractions()
     with claim(model_path(tmp_path / "stacked", 3)):
-        outcomes = dict(stacked.at_once(arrays, range(6), listener))
+        outcomes = dict(stacked.at_once(arrays, range(6), listener, pytest.fail))
     assert outcomes == {0: "there", 1: "trained", 2: "trained", 3: "busy", 4: "trained", 5: "trained"}
     assert all(listener.of[k][-1] == 1.0 for k in (1, 2, 4, 5))
     for k in (1, 2, 4, 5):
@@ -261,16 +282,16 @@ def test_a_bank_goes_on_with_those_that_stand_at_one_epoch(tmp_path, monkeypatch
     for folder in (task.folder, other.folder):
         folder.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        dict(task.at_once(arrays, range(4), Killed()))
+        dict(task.at_once(arrays, range(4), Killed(), pytest.fail))
     left = [model_path(task.folder, k).with_suffix(".checkpoint") for k in range(4)]
     assert [epoch_of(path) for path in left] == [3] * 4
     left[1].unlink()
     left[2].write_bytes(b"damaged")
     listener = Fractions()
-    assert dict(task.at_once(arrays, range(4), listener)) == dict.fromkeys(range(4), "trained")
+    assert dict(task.at_once(arrays, range(4), listener, pytest.fail)) == dict.fromkeys(range(4), "trained")
     assert [min(listener.of[k]) > 0.6 for k in range(4)] == [True, False, False, True]
     assert not any(path.exists() for path in left)
-    dict(other.at_once(arrays, range(4), Fractions()))
+    dict(other.at_once(arrays, range(4), Fractions(), pytest.fail))
     for k in range(4):
         now, then = (ModelFile.read(model_path(t.folder, k)) for t in (task, other))
         np.testing.assert_allclose(now.map("logits"), then.map("logits"), atol=1e-4)

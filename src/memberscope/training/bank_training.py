@@ -128,8 +128,13 @@ class TrainModel:
         self._keep(trained, arrays, k, member, time.perf_counter() - started)
         remove(checkpoint)
 
-    def at_once(self, arrays: Arrays, models: Sequence[int], listener: Listener) -> Iterator[tuple[int, Outcome]]:
-        """Train models on a GPU, as many at once as fit there (`memberscope.training.stacked`)."""
+    def at_once(
+        self, arrays: Arrays, models: Sequence[int], listener: Listener, note: Callable[[str], None]
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Train models on a GPU, as many at once as fit there (`memberscope.training.stacked`).
+
+        `note` hears what the user should know.
+        """
         from memberscope.training.stacked import group_size, in_groups
 
         x = arrays["x"]
@@ -138,12 +143,17 @@ class TrainModel:
         def one(k: int) -> Outcome:
             return self(arrays, k, partial(listener.on_fraction, k))
 
+        def cannot(reason: str) -> None:
+            nonlocal size
+            size = 1  # of the other half too
+            note(f"reference models are trained one by one: {reason}")
+
         # Only models with as many members each can be stacked: where halves differ (of an odd pool, or by copies that
         # stay together) the even ones, and the odd ones.
         first, second = (self.member(arrays, k).sum() for k in (0, 1))
         parts = [models] if first == second else [[k for k in models if k % 2 == odd] for odd in (0, 1)]
         for part in parts:
-            yield from in_groups(part, size, lambda group: self.group(arrays, group, listener), one)
+            yield from in_groups(part, size, lambda group: self.group(arrays, group, listener), one, cannot)
 
     def group(self, arrays: Arrays, models: Sequence[int], listener: Listener) -> dict[int, Outcome]:
         """Train several models at once, those that are free: together if their checkpoints stand at one epoch."""

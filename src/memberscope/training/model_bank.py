@@ -339,7 +339,7 @@ class ModelBank:
 
             reason = obstacle(plan.recipe, module)
             if reason is None:
-                return lambda models: task.at_once(self._arrays(), models, tracker), lambda: None
+                return lambda models: task.at_once(self._arrays(), models, tracker, tracker.note), lambda: None
             tracker.note(f"reference models are trained one by one: {reason}")
         place: Scheduler = InProcess(self._arrays())
         if plan.layout.processes > 1:

@@ -343,6 +343,7 @@ def in_groups(
     size: int,
     train: Callable[[Sequence[int]], Mapping[int, T]],
     train_one: Callable[[int], T],
+    cannot: Callable[[str], None],
 ) -> Iterator[tuple[int, T]]:
     """Train models in groups, and yield each with its outcome.
 
@@ -359,6 +360,8 @@ def in_groups(
         Trains a group.
     train_one
         Trains one alone.
+    cannot
+        Hears why groups cannot be trained, before they are trained one by one.
     """
     waiting = list(models)
     while waiting:
@@ -370,8 +373,9 @@ def in_groups(
                 outcomes = train(group)
             except torch.cuda.OutOfMemoryError:
                 outcomes, size = {}, -(-len(group) // 2)
-            except RuntimeError:  # not supported; a true fault will show again with a single model
+            except RuntimeError as error:  # not supported; a true fault will show again with a single model
                 outcomes, size = {}, 1
+                cannot(next(iter(str(error).strip().splitlines()), type(error).__name__))
             if not outcomes:
                 torch.cuda.empty_cache()  # after the except clause: the error no longer holds the tensors
         yield from outcomes.items()
