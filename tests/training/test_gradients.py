@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from memberscope.training import gradients
 from memberscope.training.gradients import log_gradient_norms, white_box
 from memberscope.training.models import build
 from memberscope.training.recipe import Recipe
@@ -60,6 +61,32 @@ def test_confident_records_do_not_tie() -> None:
     x = torch.tensor([[18.0], [20.0], [22.0], [24.0]])
     found = log_gradient_norms(module, lambda start, end: x[start:end], np.zeros(4, np.int64), of="input")
     np.testing.assert_allclose(found, -x[:, 0].numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("of", ["weights", "layers", "input"])
+def test_a_device_without_float64_leaves_it_to_the_cpu(of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's MPS, played: there only what went to the CPU can be made float64."""
+    torch.manual_seed(0)
+    module = build("mlp", (12,), 4)
+    x, y = torch.randn(N, 12), np.arange(N) % 4
+    expected = log_gradient_norms(module, lambda start, end: x[start:end], y, of=of)
+    moved: list[torch.Tensor] = []
+    cpu, double = torch.Tensor.cpu, torch.Tensor.double
+
+    def to_cpu(self: torch.Tensor) -> torch.Tensor:
+        moved.append(cpu(self))
+        return moved[-1]
+
+    def to_double(self: torch.Tensor) -> torch.Tensor:
+        if not any(self is one for one in moved):
+            raise TypeError("MPS has no float64")
+        return double(self)
+
+    monkeypatch.setattr(gradients, "_WITH_FLOAT64", ("cuda",))
+    monkeypatch.setattr(torch.Tensor, "cpu", to_cpu)
+    monkeypatch.setattr(torch.Tensor, "double", to_double)
+    found = log_gradient_norms(module, lambda start, end: x[start:end], y, of=of)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_white_box_asks_the_model_about_its_own_records() -> None:

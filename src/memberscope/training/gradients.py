@@ -21,6 +21,8 @@ from memberscope.training.hardware import cpu_threads, exact_fp32
 from memberscope.training.trained_model import TrainedModel
 
 _TINY = 1e-300
+_WITH_FLOAT64 = ("cpu", "cuda")
+"""Apple's MPS has none, and raises where it is asked for it."""
 
 
 def reference_white_box(
@@ -110,7 +112,8 @@ def log_gradient_norms(
 
     def loss(weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         logits = functional_call(module, {**weights, **buffers}, (x[None],))
-        return nn.functional.cross_entropy(logits.double(), y[None])
+        exact = _double(logits)
+        return nn.functional.cross_entropy(exact, y[None].to(exact.device))
 
     per_record = vmap(grad(loss, argnums=1 if of == "input" else 0), in_dims=(None, 0, 0))
     groups = _groups(list(weights), of)
@@ -147,4 +150,9 @@ def _squared_norm(gradient: Tensor) -> Tensor:
     """Sum of squares of each record's part, float64 [n]; scaled first, since the square of 1e-30 is 0 in float32."""
     flat = gradient.flatten(1)
     largest = flat.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
-    return (flat / largest).square().sum(dim=1).double() * largest[:, 0].double().square()
+    return _double((flat / largest).square().sum(dim=1)) * _double(largest[:, 0]).square()
+
+
+def _double(values: Tensor) -> Tensor:
+    """As float64; on the CPU where the device has none."""
+    return (values if values.device.type in _WITH_FLOAT64 else values.cpu()).double()
