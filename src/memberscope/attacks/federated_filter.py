@@ -65,8 +65,15 @@ class Filter(FederatedAttack):
         pairs = zip(*of_each, strict=True)
         found = [_residuals(mine, rounds, theirs, population) for mine, theirs in pairs]
         residual, known = (np.stack(part) for part in zip(*found, strict=True))
-        weights = filter_weights(residual, known, noise=1 / rounds.n_pairs + 1 / len(rounds.population))
-        return weights @ np.nan_to_num(residual), weights @ np.nan_to_num(known)
+        shift, covariance = signal_and_noise(residual, known, noise=1 / rounds.n_pairs + 1 / len(rounds.population))
+        mine, theirs = np.zeros(rounds.n_pairs), np.zeros(population.n_pairs)
+        for client in np.unique(rounds.client):
+            here, there = rounds.client == client, population.client == client
+            seen = ~np.isnan(residual[:, here]).all(axis=1)  # a client has no observations in rounds that it missed
+            weights = filter_weights(shift[seen], covariance[np.ix_(seen, seen)])
+            mine[here] = weights @ np.nan_to_num(residual[np.ix_(seen, here)])
+            theirs[there] = weights @ np.nan_to_num(known[np.ix_(seen, there)])
+        return mine, theirs
 
 
 class GlobalFilter(Filter):
@@ -197,10 +204,11 @@ def _residuals(mine: Observation, rounds: Rounds, theirs: Observation, populatio
     return residual, left
 
 
-def filter_weights(residual: Floats, known: Floats, noise: float) -> Floats:
-    """The matched filter, float64 [R], from residuals of candidates [R, M] and of known non-members [R, Q].
+def signal_and_noise(residual: Floats, known: Floats, noise: float) -> tuple[Floats, Floats]:
+    """How far candidates lie from known non-members, float64 [R], and the covariance of the latter, float64 [R, R].
 
-    `noise` is the variance of a shift that is nothing but chance, residuals having variance 1.
+    From residuals of candidates [R, M] and of known non-members [R, Q]. `noise` is the variance of a shift that is
+    nothing but chance, residuals having variance 1.
     """
     there = ~np.isnan(known)
     filled = np.where(there, known, 0.0)
@@ -213,7 +221,11 @@ def filter_weights(residual: Floats, known: Floats, noise: float) -> Floats:
     shift -= filled.sum(axis=1) / np.maximum(there.sum(axis=1), 1)
     common = max(float(shift.mean()), noise**0.5)
     drawn = min(1.0, noise / max(float(np.mean((shift - common) ** 2)), 1e-300))
-    shift = np.maximum(drawn * common + (1 - drawn) * shift, 0.0)
+    return np.maximum(drawn * common + (1 - drawn) * shift, 0.0), covariance
+
+
+def filter_weights(shift: Floats, covariance: Floats) -> Floats:
+    """The matched filter, float64 [R], of a shift [R] in noise of a covariance [R, R]."""
     # Where clients miss rounds the covariance is pieced together from pairs of rounds and may not be positive.
     values, vectors = np.linalg.eigh(covariance)
     least = max(SHRINKAGE * float(values.mean()), 1e-12)  # of clients that do not learn nothing is left over
