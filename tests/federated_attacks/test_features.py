@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from memberscope.errors import EvidenceError, ModelError, RunFolderError
+from memberscope.federated import features
 from memberscope.federated.features import FeatureWriter, Reply, extract, read_features
 from memberscope.federated.prober import Prober, named_arrays, staying
 from memberscope.rounds import Rounds
@@ -163,6 +166,68 @@ def test_a_client_s_recording_shows_global_models_alone(tiny: Any, tiny_prober: 
     features, _ = read_features(tmp_path, tiny.y)
     assert features.reply_client is None
     assert features.sum_along is None
+
+
+@pytest.mark.parametrize("sent_apart", [False, True])
+def test_a_round_of_many_clients_takes_the_memory_of_a_few(
+    sent_apart: bool, tiny: Any, tiny_prober: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Updates are read one by one, asked about in groups and forgotten; the figures are those of one large group."""
+    sent = tiny.models[1]
+    start = tiny.models[2] if sent_apart else None
+
+    def replies(number: int) -> Iterator[Reply]:
+        for k in range(number):
+            model = {name: value + np.float32(0.01 * k) for name, value in tiny.replies[1][k % 3].items()}
+            yield Reply(k, model, 1.0 + k, sent=start if k % 4 == 3 else sent)
+
+    prober = tiny_prober(tiny)
+    FeatureWriter(prober, tmp_path / "one", {}).round(1, sent, replies(11), outcome=tiny.models[2])
+    monkeypatch.setattr(features, "DIRECTION_BYTES", 2 * sum(a.nbytes for a in sent.values()))
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    seen, groups = [], []
+    update, align = prober.update, prober.align
+
+    def counted(*models: Any) -> Any:
+        found = update(*models)
+        alive.add(found["0.weight"])
+        seen.append(len(alive))
+        return found
+
+    def grouped(directions: Any) -> Any:
+        groups.append(len(directions))
+        return align(directions)
+
+    monkeypatch.setattr(prober, "update", counted)
+    monkeypatch.setattr(prober, "align", grouped)
+    FeatureWriter(prober, tmp_path / "few", {}).round(1, sent, replies(11), outcome=tiny.models[2])
+    assert len(seen) == 11
+    assert max(seen) <= 3
+    assert max(groups) == 2
+    assert sum(groups) == (11 if sent_apart else 12)  # the mean of the round is the last
+    (one, _), (few, _) = (read_features(tmp_path / name, tiny.y) for name in ("one", "few"))
+    np.testing.assert_array_equal(few.reply_sent, one.reply_sent)
+    assert (one.sum_along is None) == sent_apart
+    for name in ("sent_phi", "sent_log_norm", "reply_phi", "reply_length", "reply_along", "sum_along", "sum_length"):
+        if getattr(one, name) is not None:
+            np.testing.assert_allclose(getattr(few, name), getattr(one, name), rtol=1e-4, atol=1e-6, err_msg=name)
+    own = Rounds(one, np.array([4]), np.array([0])).own("dot")  # group by group, each reply keeps its place
+    alone = FeatureWriter(tiny_prober(tiny), tmp_path / "alone", {})
+    alone.round(1, sent, [list(replies(11))[4]], outcome=tiny.models[2])
+    found, _ = read_features(tmp_path / "alone", tiny.y)
+    np.testing.assert_allclose(own, Rounds(found, np.array([4]), np.array([0])).own("dot"), rtol=1e-4)
+
+
+def test_the_mean_of_a_round_is_weighted_and_needs_a_weight(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
+    for name, weights in (("weighted", (1.0, 3.0)), ("none", (0.0, 0.0))):
+        replies = [Reply(k, tiny.replies[1][k], weight) for k, weight in enumerate(weights)]
+        FeatureWriter(tiny_prober(tiny), tmp_path / name, {}).round(1, tiny.models[1], replies, outcome=tiny.models[2])
+    found, _ = read_features(tmp_path / "weighted", tiny.y)
+    assert found.sum_along is not None
+    assert found.reply_along is not None
+    expected = (found.reply_along[0] + 3 * found.reply_along[1]) / 4
+    np.testing.assert_allclose(found.sum_along[0], expected, rtol=1e-4, atol=1e-6)
+    assert read_features(tmp_path / "none", tiny.y)[0].sum_along is None
 
 
 def test_lists_of_arrays_are_taken_in_order(tiny: Any, tiny_prober: Any) -> None:

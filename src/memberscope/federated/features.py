@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,13 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memberscope.errors import ModelError, RunFolderError
+from memberscope.federated.alignment import Alignment
 from memberscope.federated.prober import Arrays, Prober, finite, length
+from memberscope.federated.weighted_mean import RunningMean
 from memberscope.files import replacing, write_text
 from memberscope.round_features import RoundFeatures
 from memberscope.signals import logit_scaled_confidence
 
 DIRECTION_BYTES = 1 << 30
-"""Updates held against the gradients at once take so much memory at most."""
+"""Updates held against the gradients at once take so much memory at most, however many clients a round has.
+
+Twice that while they are asked about, since they are stacked then, and three models more for the mean of the round."""
 
 FORMAT = 1
 
@@ -138,65 +142,61 @@ class FeatureWriter:
         mean
             The clients' weighted mean; None: computed from the replies.
         """
+        group = _Group(self.prober, sent)
         known: dict[str, list[Any]] = {"client": [], "base": [], "phi": [], "length": []}
-        bases: list[tuple[Arrays, list[tuple[int, Mapping[str, Tensor]]]]] = [(sent, [])]
-        weights = []
+        asked: list[Alignment] = []  # of those that were sent a model of their own
+        average = RunningMean()
         for reply in replies:
             if not finite(reply.model):
                 self.left_out.append(f"round {number}, client {reply.client}: its model holds NaN or infinities")
                 continue
-            base = 0 if reply.sent is None or _same(reply.sent, sent) else len(bases)
-            if base:
-                bases.append((reply.sent or sent, []))
-            update = self.prober.update(bases[base][0], reply.model)
-            bases[base][1].append((len(known["client"]), update))
             self.prober.take_on(reply.model)
             known["phi"].append(self.prober.phi())
+            apart = None if reply.sent is None or _same(reply.sent, sent) else reply.sent
+            update = self.prober.update(sent if apart is None else apart, reply.model)
             known["client"].append(reply.client)
-            known["base"].append(base)
+            known["base"].append(0 if apart is None else len(asked) + 1)
             known["length"].append(length(update))
-            weights.append(1.0 if reply.examples is None else reply.examples)
-        updates = [update for _, members in bases for _, update in members]
+            if apart is not None:
+                self.prober.take_on(apart)
+                asked.append(self.prober.align([update]))
+                continue
+            if mean is None and not asked:
+                weight = 1.0 if reply.examples is None else reply.examples
+                average.add({name: part.numpy() for name, part in update.items()}, weight)
+            group.add(update)
         towards = None
         if mean is not None:
             towards = self.prober.update(sent, mean)
-        elif updates and len(bases) == 1:
-            towards = _mean(updates, weights)
-        self._write(number, bases, known, towards, outcome)
+        elif average.weight > 0 and not asked:  # updates of several models have no mean that anything moved by
+            towards = {name: torch.from_numpy(np.asarray(part)) for name, part in average.mean().items()}
+        if towards is not None:
+            group.add(towards)
+        self._write(number, [group.finish(), *asked], known, towards, outcome)
 
     def _write(
         self,
         number: int,
-        bases: Sequence[tuple[Arrays, list[tuple[int, Mapping[str, Tensor]]]]],
+        found: Sequence[Alignment],
         known: dict[str, list[Any]],
         towards: Mapping[str, Tensor] | None,
         outcome: Arrays | None,
     ) -> None:
         labels = self.prober.labels
-        content: dict[str, Any] = {}
-        phi, norm = [], []
-        along: dict[tuple[int, int], NDArray[np.float32]] = {}
-        for base, (model, members) in enumerate(bases):
-            self.prober.take_on(model)
-            directions = [update for _, update in members]
-            if base == 0 and towards is not None:
-                directions.append(towards)
-            for group in _groups(directions):
-                found = self.prober.align([directions[i] for i in group])
-                along |= {(base, i): found.along[position] for position, i in enumerate(group)}
-            phi.append(logit_scaled_confidence(found.logits, labels).astype(np.float32))
-            norm.append(found.log_norm.astype(np.float32))
-        content |= {"sent_phi": np.stack(phi), "sent_log_norm": np.stack(norm)}
+        content: dict[str, Any] = {
+            "sent_phi": np.stack([logit_scaled_confidence(one.logits, labels).astype(np.float32) for one in found]),
+            "sent_log_norm": np.stack([one.log_norm.astype(np.float32) for one in found]),
+        }
         if towards is not None:
-            content |= {"sum_along": along[(0, len(bases[0][1]))], "sum_length": np.float32(length(towards))}
+            content |= {"sum_along": found[0].along[-1], "sum_length": np.float32(length(towards))}
         if known["client"]:
-            place = {reply: along[(base, i)] for base, (_, m) in enumerate(bases) for i, (reply, _) in enumerate(m)}
+            along = [iter(one.along) for one in found]  # of each model that was sent, in the order of its replies
             content |= {
                 "reply_client": np.array(known["client"], np.int64),
                 "reply_base": np.array(known["base"], np.int64),
                 "reply_phi": np.stack(known["phi"]),
                 "reply_length": np.array(known["length"], np.float32),
-                "reply_along": np.stack([place[i] for i in range(len(place))]),
+                "reply_along": np.stack([next(along[base]) for base in known["base"]]),
             }
         if outcome is not None:
             self.prober.take_on(outcome)
@@ -207,6 +207,44 @@ class FeatureWriter:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"round_{number:05d}.npz"
+
+
+class _Group:
+    """Holds updates against the gradients at the model that they set out from, as many at once as memory has room for.
+
+    Parameters
+    ----------
+    prober
+        Is made to take the model on when a group is full.
+    sent
+        The model.
+    """
+
+    def __init__(self, prober: Prober, sent: Arrays) -> None:
+        self.prober, self.sent = prober, sent
+        self._waiting: list[Mapping[str, Tensor]] = []
+        self._along: list[NDArray[np.float32]] = []
+        self._last: Alignment | None = None
+
+    def add(self, update: Mapping[str, Tensor]) -> None:
+        """One more; a full group is asked about and forgotten."""
+        self._waiting.append(update)
+        size = sum(part.numel() * 4 for part in update.values())
+        if len(self._waiting) >= DIRECTION_BYTES // max(1, size):
+            self._ask()
+
+    def finish(self) -> Alignment:
+        """What was found of all of them, in the order of their coming."""
+        if self._waiting or self._last is None:
+            self._ask()
+        assert self._last is not None
+        return replace(self._last, along=np.concatenate(self._along))
+
+    def _ask(self) -> None:
+        self.prober.take_on(self.sent)
+        self._last = self.prober.align(self._waiting)
+        self._along.append(self._last.along)
+        self._waiting = []
 
 
 def _told(stamp: Path) -> dict[str, Any] | None:
@@ -366,23 +404,5 @@ def _number(path: Path) -> int:
     return int(path.stem.rpartition("_")[2])
 
 
-def _mean(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    total = {name: torch.zeros_like(part) for name, part in updates[0].items()}
-    for update, weight in zip(updates, weights, strict=True):
-        for name, part in update.items():
-            total[name] += weight / sum(weights) * part
-    return total
-
-
 def _same(a: Arrays, b: Arrays) -> bool:
     return a is b or (a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a))
-
-
-def _groups(directions: Sequence[Mapping[str, Tensor]]) -> list[list[int]]:
-    """Positions of the directions, in groups that fit in memory; one empty group where there are none."""
-    if not directions:
-        return [[]]
-    size = sum(part.numel() * 4 for part in directions[0].values())
-    at_once = max(1, DIRECTION_BYTES // max(1, size))
-    places = range(len(directions))
-    return [list(places[i : i + at_once]) for i in range(0, len(directions), at_once)]
