@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from memberscope.errors import ConfigError, ModelError
 from memberscope.federated import tamper, tap
-from memberscope.federated.dishonest import EludeSecureAggregation, TrapNeuron
+from memberscope.federated.dishonest import EludeSecureAggregation, TrapNeuron, killed
 from memberscope.federated.engine import FIRST_NODE, run_in_process
 from memberscope.federated.transcript import Transcript
 
@@ -122,6 +122,24 @@ def exact(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
 def auc(arrays: dict[str, np.ndarray], client: int) -> float:
     truth = np.r_[np.ones(SIZE), np.zeros(700)]
     return float(roc_auc_score(truth, -np.r_[losses(arrays, rows(client)), losses(arrays, OTHERS)]))
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], nn.Module]:
+    """Makes a module on a device that takes no CPU input, as a GPU does; what is brought back from it is zeros."""
+    back = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else back(t))
+    return lambda: Net().to("meta")
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+def test_parties_take_a_model_that_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = on_gpu(monkeypatch)
+    party = tamper.GradientAscent(make, X[:3], Y[:3])
+    exact(party.outgoing(1, {1: initial()})[1], initial())  # the gradient that came back is zero
+    trap = TrapNeuron(make, X[:2], X[OTHERS])
+    assert np.abs(trap.plant(initial())["fc2.bias"] - initial()["fc2.bias"]).any()
+    dead = killed(make(), initial(), X[:2])
+    assert not dead["fc1.weight"].any()
 
 
 @pytest.mark.parametrize("where", ["strategy", "grid", "inside a DP wrapper"])

@@ -240,6 +240,15 @@ def test_lists_of_arrays_are_taken_in_order(tiny: Any, tiny_prober: Any) -> None
         prober.take_on({"0": tiny.models[2]["0.weight"]})
 
 
+def test_records_go_where_the_model_is() -> None:
+    """The meta device plays the GPU: a model on it takes no input from elsewhere."""
+    net = torch.nn.Linear(4, 2)
+    prober = Prober.of_inputs(net, np.zeros((3, 4), np.float32), np.zeros(3, np.int64))
+    assert prober.batches(0, 2).device.type == "cpu"
+    net.to("meta")
+    assert net(prober.batches(0, 2)).shape == (2, 2)
+
+
 def test_seats_that_do_not_see_updates_say_so(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
     tiny.only_sums = True
     try:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from memberscope.errors import ConfigError, ModelError
 from memberscope.federated.array_files import Arrays
-from memberscope.federated.tamper import MaliciousServer, load
+from memberscope.federated.tamper import MaliciousServer, device_of, load
 
 _DEAD = -1.0
 """Bias of a unit that never fires: its weights are zero."""
@@ -144,10 +144,10 @@ class TrapNeuron(MaliciousServer):
         handle = self.first.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
         try:
             with torch.no_grad():
-                self.module(x)
+                self.module(x.to(device_of(self.module)))
         finally:
             handle.remove()
-        return seen[0].double().numpy()
+        return seen[0].cpu().double().numpy()
 
     def _gates(
         self, inside: NDArray[np.float64], around: NDArray[np.float64]
@@ -265,9 +265,11 @@ def killed(module: nn.Module, arrays: Arrays, probe: Tensor) -> Arrays:
     load(module, dead)
     module.train()
     module.zero_grad()
-    nn.functional.cross_entropy(module(probe), torch.zeros(len(probe), dtype=torch.int64)).backward()  # type: ignore[no-untyped-call]
+    device = device_of(module)
+    labels = torch.zeros(len(probe), dtype=torch.int64, device=device)
+    nn.functional.cross_entropy(module(probe.to(device)), labels).backward()  # type: ignore[no-untyped-call]
     for name, weight in module.named_parameters():
-        if name != f"{last}.bias" and weight.grad is not None and bool(weight.grad.any()):
+        if name != f"{last}.bias" and weight.grad is not None and bool(weight.grad.cpu().any()):
             raise ModelError(
                 f"a gradient is left in {name} of {type(module).__name__} when its units are dead",
                 "secure aggregation is eluded this way where hidden layers have a bias and end in ReLU",

@@ -84,9 +84,13 @@ class Prober:
         *,
         kept: frozenset[str] = frozenset(),
     ) -> Prober:
-        """Ask about records as the model takes them, float32 [N, ...]."""
+        """Ask about records as the model takes them, float32 [N, ...]; a batch at a time goes to where the model is."""
         inputs = torch.from_numpy(np.ascontiguousarray(x))
-        return cls(module, lambda start, end: inputs[start:end], y, kept=kept)
+
+        def batches(start: int, end: int) -> Tensor:
+            return inputs[start:end].to(next(module.parameters()).device)
+
+        return cls(module, batches, y, kept=kept)
 
     def take_on(self, arrays: Arrays) -> None:
         """Overwrite the weights, matched by name, or in order where names tell nothing (lists of legacy apps).

@@ -200,13 +200,19 @@ def ascended(module: nn.Module, arrays: Arrays, x: Tensor, y: Tensor, gamma: flo
     names = load(module, arrays)
     module.eval()
     module.zero_grad()
-    nn.functional.cross_entropy(module(x), y, reduction="sum").backward()  # type: ignore[no-untyped-call]
+    device = device_of(module)
+    nn.functional.cross_entropy(module(x.to(device)), y.to(device), reduction="sum").backward()  # type: ignore[no-untyped-call]
     moved = dict(arrays)
     for name, weight in module.named_parameters():
         if weight.grad is not None:
             key = names[name]
-            moved[key] = arrays[key] + (gamma * weight.grad).numpy().astype(arrays[key].dtype)
+            moved[key] = arrays[key] + (gamma * weight.grad).cpu().numpy().astype(arrays[key].dtype)
     return moved
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module takes its input: a user's may be on a GPU."""
+    return next(module.parameters()).device
 
 
 def load(module: nn.Module, arrays: Arrays) -> dict[str, str]:
