@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from memberscope.federated.alignment import _LayerGradients, align, parts_of
+from memberscope.training import gradients
 
 
 def a_cnn() -> nn.Module:
@@ -65,6 +66,35 @@ def test_both_ways_agree_with_backward(make) -> None:
     assert _LayerGradients(net, {n: torch.zeros(1, p.numel()) for n, p in net.named_parameters()}).possible(x[:2]) == (
         make is a_cnn
     )
+
+
+class OnApple(nn.Sequential):
+    """Stands for a model on a device without float64: fails wherever it is asked but on the CPU."""
+
+    on_cpu = False
+
+    def cpu(self) -> OnApple:
+        self.on_cpu = True
+        return super().cpu()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.on_cpu, "Cannot convert a MPS Tensor to float64 dtype"
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("make", [a_cnn, a_normalised_cnn])
+def test_where_the_device_has_no_float64_the_cpu_computes(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    plain = make()
+    x, y = torch.randn(6, 2, 6, 6), np.arange(6) % 3
+    directions = [{name: torch.randn_like(p) for name, p in plain.named_parameters()}]
+    expected = align(plain, lambda start, end: x[start:end], y, directions)
+    monkeypatch.setattr(gradients, "WITHOUT_FLOAT64", {"cpu"})
+    net = OnApple(*plain)
+    found = align(net, lambda start, end: x[start:end], y, directions)
+    assert not net.on_cpu, "left as it was"
+    np.testing.assert_array_equal(found.along, expected.along)
+    np.testing.assert_array_equal(found.log_norm, expected.log_norm)
 
 
 def test_the_surest_records_keep_their_direction() -> None:

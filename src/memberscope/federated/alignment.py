@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from memberscope.round_features import MAX_PARTS
+from memberscope.training.gradients import with_float64
 
 _TINY = 1e-300
 
@@ -81,6 +82,7 @@ def align(
     chunk
         Records at once.
     """
+    module, batches = with_float64(module, batches)
     names = [name for name, _ in module.named_parameters()]
     device = next(module.parameters()).device
     stacked = {

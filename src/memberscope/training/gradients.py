@@ -7,6 +7,7 @@ is exactly 1 and its gradient exactly 0, which ties the surest members.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,8 +22,8 @@ from memberscope.training.hardware import cpu_threads, exact_fp32
 from memberscope.training.trained_model import TrainedModel
 
 _TINY = 1e-300
-_WITH_FLOAT64 = ("cpu", "cuda")
-"""Apple's MPS has none, and raises where it is asked for it."""
+WITHOUT_FLOAT64 = frozenset({"mps"})
+"""Types of devices that have no float64, which gradients of confident records need."""
 
 
 def reference_white_box(
@@ -105,6 +106,7 @@ def log_gradient_norms(
     -------
     float64 [N]; for ``layers`` [N, L].
     """
+    module, batches = with_float64(module, batches)
     was_training = module.training
     module.eval()
     weights = {name: p.detach() for name, p in module.named_parameters()}
@@ -112,8 +114,7 @@ def log_gradient_norms(
 
     def loss(weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         logits = functional_call(module, {**weights, **buffers}, (x[None],))
-        exact = _double(logits)
-        return nn.functional.cross_entropy(exact, y[None].to(exact.device))
+        return nn.functional.cross_entropy(logits.double(), y[None])
 
     per_record = vmap(grad(loss, argnums=1 if of == "input" else 0), in_dims=(None, 0, 0))
     groups = _groups(list(weights), of)
@@ -134,6 +135,15 @@ def log_gradient_norms(
     return out if of == "layers" else out[:, 0]
 
 
+def with_float64(
+    module: nn.Module, batches: Callable[[int, int], Tensor]
+) -> tuple[nn.Module, Callable[[int, int], Tensor]]:
+    """A module and what gives its batches, on a device that has float64: a copy on the CPU where its own has none."""
+    if next(module.parameters()).device.type not in WITHOUT_FLOAT64:
+        return module, batches
+    return copy.deepcopy(module).cpu(), lambda start, end: batches(start, end).cpu()
+
+
 def _groups(names: list[str], of: str) -> list[list[str]]:
     """Which gradients belong to one norm."""
     if of == "input":
@@ -150,9 +160,4 @@ def _squared_norm(gradient: Tensor) -> Tensor:
     """Sum of squares of each record's part, float64 [n]; scaled first, since the square of 1e-30 is 0 in float32."""
     flat = gradient.flatten(1)
     largest = flat.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
-    return _double((flat / largest).square().sum(dim=1)) * _double(largest[:, 0]).square()
-
-
-def _double(values: Tensor) -> Tensor:
-    """As float64; on the CPU where the device has none."""
-    return (values if values.device.type in _WITH_FLOAT64 else values.cpu()).double()
+    return (flat / largest).square().sum(dim=1).double() * largest[:, 0].double().square()
