@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
+from memberscope.errors import ConfigError
+from memberscope.events import Events
 from memberscope.federated import exposure, subject
 from memberscope.federated.audit import Asked, audit_federation
 from memberscope.federated.federation import Federation
 from memberscope.result import Audit
+from memberscope.training import model_files
 
 Run = Callable[..., Federation]
 ASKED = Asked(records=60, attacks=("loss", "fl-global-loss", "fl-sum-cosine", "fl-cosine"))
@@ -62,6 +66,55 @@ def test_where_each_class_is_one_clients_the_rest_of_the_audit_stands(run: Run) 
     assert whose["reason"] == "no two clients have members of one class"
     assert all(way["by_class"] == 1.0 for way in whose["source"])
     assert "was not measured: no two clients have members of one class" in found.report()
+
+
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Devices that models were asked to be on, in turn."""
+    seen: list[str | None] = []
+    load = model_files.load
+
+    def noted(*args: Any, device: str | None = None, **more: Any) -> Any:
+        seen.append(device)
+        return load(*args, device="cpu" if device == "auto" else device, **more)
+
+    monkeypatch.setattr(model_files, "load", noted)
+    return seen
+
+
+def test_models_are_asked_where_the_federation_was_trained(run: Run, asked_for: list[str | None]) -> None:
+    trained = run(record="updates", rounds=1, device="cpu:0")
+    assert subject.of_run(trained.folder).target["device"] == "cpu:0"
+    found = audit_federation(trained.folder, ASKED, tampered=[trained.folder])
+    assert found.document["target"]["device"] == "cpu:0"
+    audit_federation(trained.folder, ASKED, device="cpu", tampered=[trained.folder])
+    assert asked_for == ["cpu:0", "cpu:0", "cpu:0", "cpu", "cpu"]
+    assert "--device" not in found.document["reproduce"][0]
+
+
+class _Notes(Events):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_device_that_is_not_here_is_an_error_only_where_it_was_asked_for(
+    run: Run, asked_for: list[str | None]
+) -> None:
+    trained = run(record="updates", rounds=1)
+    settings = trained.folder / "config.toml"
+    text = settings.read_text()
+    assert 'device = "cpu"' in text
+    settings.write_text(text.replace('device = "cpu"', 'device = "cuda:99"'))
+    events = _Notes()
+    audit_federation(trained.folder, ASKED, tampered=[trained.folder], events=events)
+    (told,) = [note for note in events.notes if "cuda:99" in note]
+    assert "not here" in told
+    assert asked_for == ["auto", "cpu"]
+    with pytest.raises(ConfigError, match="no such device here"):
+        audit_federation(trained.folder, ASKED, device="cuda:99")
 
 
 def test_clients_with_too_few_records_are_unknown_and_no_proof_of_safety(run: Run) -> None:

@@ -58,7 +58,7 @@ def figures(capsys: Any) -> dict[str, Any]:
 def test_an_unmodified_app_is_audited_by_one_command_and_again_from_its_recording(app_dir: Path, capsys: Any) -> None:
     package, out = name_of(app_dir), app_dir.parent / "run"
     given = ("--model", f"{package}.task:Net", "--records", f"{package}.task:load_data", "--classes", "10", *ATTACKS)
-    assert run(str(app_dir), *given, "--run-config", SHORT, "--out", str(out), "--json") == 0
+    assert run(str(app_dir), *given, "--run-config", SHORT, "--out", str(out), "--json", "--device", "cpu") == 0
     found = figures(capsys)
     by_name = {a["name"]: a for a in found["attacks"]}
     assert {a["status"] for a in by_name.values()} == {"run"}
@@ -77,9 +77,11 @@ def test_an_unmodified_app_is_audited_by_one_command_and_again_from_its_recordin
     assert t.rounds == [1, 2, 3, 4]
     assert t.problems == ()
     again = (str(app_dir), "--transcript", str(out / "transcript"), *given, "--out", str(app_dir.parent / "again"))
-    assert run(*again, "--json") == 0
-    same = {a["name"]: a["evaluation"]["auc"] for a in figures(capsys)["attacks"]}
-    assert same == auc
+    assert run(*again, "--json", "--device", "cpu") == 0
+    document = figures(capsys)
+    assert {a["name"]: a["evaluation"]["auc"] for a in document["attacks"]} == auc
+    assert document["target"]["device"] == "cpu"
+    assert "--device" not in document["reproduce"][0]
 
 
 def test_the_sums_of_an_app_show_less_and_a_malicious_server_is_reported_apart(app_dir: Path, capsys: Any) -> None:
@@ -116,6 +118,10 @@ def test_the_sums_of_an_app_show_less_and_a_malicious_server_is_reported_apart(a
         (
             ("APP", "--model", "mlp", "--records", "digits_app.task:load_data", "--malicious", "bribe:1"),
             "isolate:K cuts client K off",
+        ),
+        (
+            ("APP", "--model", "digits_app.task:Net", "--records", "digits_app.task:load_data", "--device", "cuda:99"),
+            "device = 'cuda:99': there is no such device here",
         ),
         (("--transcript", "APP", "--model", "mlp", "--records", "r.npz"), "no transcript in"),
     ],

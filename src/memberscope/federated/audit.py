@@ -86,6 +86,7 @@ def audit_federation(
     *,
     tampered: Sequence[str | Path | Subject] = (),
     references: Sequence[str | Path | Subject] = (),
+    device: str | None = None,
     events: Events | None = None,
 ) -> Audit:
     """Audit a federation from every seat that its recording allows.
@@ -101,6 +102,9 @@ def audit_federation(
     references
         Federations of the same clients and records with other coins, which the adversary trained: what rounds look like
         without a record (`memberscope.federated.references`).
+    device
+        Where the models of run folders are asked (auto, cpu, cuda, cuda:1, mps); default: where the settings of
+        `federation` say. A `Subject` knows where its own are.
     events
         Listens to progress.
 
@@ -117,7 +121,7 @@ def audit_federation(
     check_codes(asked.ignore)
     policy = None if asked.policy is None else read_policy(asked.policy)
     events.stage("Reading the federation")
-    about = _subject(federation)
+    about = _subject(federation, device, events)
     for problem in about.transcript.problems:
         events.note(problem)
     if about.drawing is not None:
@@ -127,8 +131,9 @@ def audit_federation(
             f"{about.drawing.seed}."
         )
     chosen = choose(about, asked)
-    altered = [_subject(one) for one in tampered]  # read now: what is wrong with them is better known at once
-    known = [_subject(reference) for reference in references]
+    there = str(about.target["device"])  # all on one: what is compared was computed in one arithmetic
+    altered = [_subject(one, there, events) for one in tampered]  # now: what is wrong with them is better known at once
+    known = [_subject(reference, there, events) for reference in references]
     check(about, known)
     clock.lap("data")
 
@@ -299,8 +304,10 @@ def _canaries(about: Subject) -> tuple[int, int] | None:
     return None if not told else (int(told["took_part"]), len(about.clients))
 
 
-def _subject(federation: str | Path | Subject) -> Subject:
-    return federation if isinstance(federation, Subject) else subject.of_run(federation)
+def _subject(federation: str | Path | Subject, device: str | None, events: Events) -> Subject:
+    if isinstance(federation, Subject):
+        return federation
+    return subject.of_run(federation, device=device, events=events)
 
 
 def _tampered(

@@ -28,6 +28,7 @@ def run(
     *,
     tampered: tuple[Path, ...] = (),
     references: tuple[Path, ...] = (),
+    device: str | None = None,
     out: Path | None = None,
     as_json: bool = False,
     quiet: bool = False,
@@ -84,7 +85,7 @@ def run(
     else:
         raise ConfigError("nothing to audit was named", "give a Flower app directory, or --transcript DIR")
     with going_on("the same command" if kept is None else again):
-        result = audit_federation(about, asked, tampered=more, references=references, events=console)
+        result = audit_federation(about, asked, tampered=more, references=references, device=device, events=console)
     console.stage("Writing the run folder")
     folder = result.save(out or new_folder(default_output_dir(), name))
     if kept is not None:

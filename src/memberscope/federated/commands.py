@@ -170,6 +170,7 @@ def audit(
     seed: int = 0,
     ignore: tuple[str, ...] = (),
     policy: Path | None = None,
+    device: str | None = None,
     out: Path | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
@@ -236,6 +237,8 @@ def audit(
         Codes of checks to mute.
     policy
         TOML file with the exposure that you accept; sets the exit code.
+    device
+        auto, cpu, cuda, cuda:1, mps: where models are asked. Default: where a run of ours was trained, else auto.
     out
         Run folder to write; default: a new one in ./outputs.
     json
@@ -266,6 +269,7 @@ def audit(
             sums_only=sums_only,
             nodes=nodes,
             seed=seed,
+            device=device or "auto",
         )
     asked = Asked(
         records=candidates,
@@ -278,5 +282,14 @@ def audit(
         policy=policy,
     )
     return run(
-        source, transcript, foreign, asked, tampered=tampered, references=references, out=out, as_json=json, quiet=quiet
+        source,
+        transcript,
+        foreign,
+        asked,
+        tampered=tampered,
+        references=references,
+        device=device,
+        out=out,
+        as_json=json,
+        quiet=quiet,
     )

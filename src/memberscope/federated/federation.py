@@ -15,7 +15,7 @@ import numpy as np
 
 from memberscope import environment
 from memberscope.config import to_toml
-from memberscope.errors import RunFolderError
+from memberscope.errors import ConfigError, RunFolderError
 from memberscope.events import Events
 from memberscope.federated import config as settings
 from memberscope.federated import design as designs
@@ -289,11 +289,26 @@ def read_finished(config: FederationConfig, folder: Path, events: Events) -> Fed
     return finish(apps.Site(config, lambda: pool, lambda _: design, resident=True), folder, events)
 
 
-def read(folder: Path, *, dataset: Dataset | None = None, device: str = "auto") -> Federation:
+def read(
+    folder: Path, *, dataset: Dataset | None = None, device: str | None = None, events: Events | None = None
+) -> Federation:
     """Read the run folder of a federation that was trained.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    dataset
+        The pool; default: read anew.
+    device
+        Where the model will answer; default: that of its settings or, with a note, auto where there is none such here.
+    events
+        Is told the note.
 
     Raises
     ------
+    ConfigError
+        There is no such device here.
     RunFolderError
         It is no such folder, or the federation is not finished.
     DataError
@@ -316,9 +331,22 @@ def read(folder: Path, *, dataset: Dataset | None = None, device: str = "auto") 
     config = settings.read(folder / CONFIG)
     pool = dataset or load(config.dataset, config.data_dir, unverified=config.unverified_data)
     design = designs.read(folder)
-    model = load_model(folder / MODEL, membership=design.member, dataset_fingerprint=pool.fingerprint, device=device)
+    where = _device_here(config, events or Events()) if device is None else device
+    model = load_model(folder / MODEL, membership=design.member, dataset_fingerprint=pool.fingerprint, device=where)
     kept = standing.read(folder)
     return Federation(folder, config, pool, design, model, kept.history if kept else [], summary)
+
+
+def _device_here(config: FederationConfig, events: Events) -> str:
+    """The device of the settings; a run may have been trained on another machine, whose devices this one lacks."""
+    from memberscope.training.hardware import resolve_device
+
+    try:
+        resolve_device(config.device)
+    except ConfigError:
+        events.note(f"Its device was {config.device}, which is not here: models are asked on {resolve_device('auto')}.")
+        return "auto"
+    return config.device
 
 
 def new_run_folder(config: FederationConfig) -> Path:

@@ -55,6 +55,8 @@ class ForeignSettings:
         Of a recording: node id and number of the client, as ``ID=K``.
     seed
         Of the app's global generators.
+    device
+        Where the audit asks the models; the app computes where it wants to.
     """
 
     model: str
@@ -70,6 +72,7 @@ class ForeignSettings:
     sums_only: bool = False
     nodes: tuple[str, ...] = ()
     seed: int = 0
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.clients is not None and self.clients < 1:
@@ -79,9 +82,9 @@ class ForeignSettings:
 
     @property
     def flags(self) -> str:
-        """What is not at its default, as flags of the command line; the seed is the audit's."""
+        """What is not at its default, as flags; the seed is the audit's, the device this machine's."""
         settings = asdict(self)
-        del settings["seed"]
+        del settings["seed"], settings["device"]
         if settings["records"].endswith(".npz"):
             settings["records"] = Path(settings["records"]).name
         return to_flags(settings, {f.name: f.default for f in fields(self)})
@@ -228,8 +231,10 @@ def _loaded(
     settings: ForeignSettings, clients: list[int], config: Mapping[str, Any]
 ) -> tuple[ForeignRecords, tuple[nn.Module, nn.Module]]:
     """The records, and the model made twice."""
+    from memberscope.training.hardware import resolve_device
     from memberscope.training.models import build
 
+    device = resolve_device(settings.device)
     records = load_records(settings.records, clients, config)
     classes = settings.classes or records.n_classes
     if classes < records.n_classes:
@@ -237,7 +242,7 @@ def _loaded(
             f"--classes {classes}, but the records have class {records.n_classes - 1}", "classes count from 0"
         )
     try:
-        one, other = (build(settings.model, records.x.shape[1:], classes) for _ in range(2))
+        one, other = (build(settings.model, records.x.shape[1:], classes).to(device) for _ in range(2))
     except ModelError as error:
         hint = f"{error.hint}; wrap it if it answers more than logits; --classes N where the records do not show all"
         raise ModelError(error.problem, hint) from None

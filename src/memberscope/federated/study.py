@@ -113,7 +113,13 @@ def make_federation(cell: FederationCell, path: Path, where: Mapping[str, Any], 
     run_folder, config = path / "run", cell.federation(where)
     if not (run_folder / SUMMARY).is_file() or len(finished(run_folder)) < config.references:
         federate(config, events=events, folder=run_folder, resume=(run_folder / "rounds").is_dir())
-    audit = audit_federation(run_folder, Asked(**cell.asked()), references=finished(run_folder), events=events)
+    audit = audit_federation(
+        run_folder,
+        Asked(**cell.asked()),
+        references=finished(run_folder),
+        device=where.get("device"),
+        events=events,
+    )
     audit.save(path / "audit")
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from memberscope.errors import DataError, RunFolderError
+from memberscope.events import Events
 from memberscope.federated import malice, online
 from memberscope.federated.online import Drawing, fingerprint_of
 from memberscope.federated.outcome import took_part
@@ -134,18 +135,29 @@ class Subject:
         return told | ({"code": self.code} if self.code else {})
 
 
-def of_run(folder: str | Path) -> Subject:
+def of_run(folder: str | Path, *, device: str | None = None, events: Events | None = None) -> Subject:
     """A federation that `memberscope federate` trained, from its run folder.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    device
+        Where its models are asked; default: that of its settings or, with a note, auto where there is none such here.
+    events
+        Is told the note.
 
     Raises
     ------
+    ConfigError
+        There is no such device here.
     RunFolderError
         It is no such folder, it is not finished, or nothing was recorded.
     """
     from memberscope.federated import federation
 
     folder = Path(folder)
-    trained = federation.read(folder)
+    trained = federation.read(folder, device=device, events=events)
     if trained.transcript is None:
         raise RunFolderError(
             f"nothing was recorded of the federation in {folder}",
