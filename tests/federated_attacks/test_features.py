@@ -91,6 +91,19 @@ def test_a_reply_that_is_no_model_is_left_out(tiny: Any, tiny_prober: Any, tmp_p
         writer.round(2, wrong, [], outcome=tiny.models[2])
 
 
+def test_a_reply_of_another_shape_is_left_out_unless_all_are(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
+    writer = FeatureWriter(tiny_prober(tiny), tmp_path, {})
+    odd = {name: value[:1] for name, value in tiny.replies[1][1].items()}
+    replies = [Reply(0, tiny.replies[1][0]), Reply(1, odd), Reply(2, tiny.replies[1][2])]
+    writer.round(1, tiny.models[1], replies, outcome=tiny.models[2])
+    found, _ = read_features(tmp_path, tiny.y)
+    assert found.reply_client is not None
+    assert found.reply_client.tolist() == [0, 2]
+    assert writer.left_out[0].startswith("round 1, client 1: array '0.weight' came back with shape [1, ")
+    with pytest.raises(ModelError, match="came back with shape"):
+        writer.round(2, tiny.models[1], [Reply(1, odd)], outcome=tiny.models[2])
+
+
 def test_clients_that_are_sent_other_models_are_held_against_those(tiny: Any, tiny_prober: Any, tmp_path: Any) -> None:
     """As under a server that isolates a client: its update points along the gradient at what it was sent."""
     writer = FeatureWriter(tiny_prober(tiny), tmp_path, {})

@@ -7,7 +7,8 @@
    in noise of covariance S are the matched filter's, d / S. S is that of the known non-members. d is how far the
    candidates lie from them on average: members are among the candidates, so d points where members are, whatever their
    share, and nobody has to be told who they are. Observations are turned so that members score higher; as far as d is
-   noise it is drawn towards one positive value for all of them, and it is never negative.
+   noise it is drawn towards one positive value for all of them, and it is never negative. A client that missed rounds
+   gets weights for those that it took part in.
 
 Each seat observes what a client does, and more. docs/federated_attacks.md says what it was chosen on, and how it
 does elsewhere.

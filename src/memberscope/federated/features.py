@@ -141,19 +141,30 @@ class FeatureWriter:
             The global model that came out; None where the next round, which will be recorded too, sends it.
         mean
             The clients' weighted mean; None: computed from the replies.
+
+        Raises
+        ------
+        ModelError
+            No reply, or not the global model, fits the model that is asked; one among others is left out.
         """
         group = _Group(self.prober, sent)
         known: dict[str, list[Any]] = {"client": [], "base": [], "phi": [], "length": []}
         asked: list[Alignment] = []  # of those that were sent a model of their own
         average = RunningMean()
+        misfit: ModelError | None = None
         for reply in replies:
             if not finite(reply.model):
                 self.left_out.append(f"round {number}, client {reply.client}: its model holds NaN or infinities")
                 continue
-            self.prober.take_on(reply.model)
-            known["phi"].append(self.prober.phi())
             apart = None if reply.sent is None or _same(reply.sent, sent) else reply.sent
-            update = self.prober.update(sent if apart is None else apart, reply.model)
+            try:
+                update = self.prober.update(sent if apart is None else apart, reply.model)
+                self.prober.take_on(reply.model)
+            except ModelError as error:
+                misfit = error
+                self.left_out.append(f"round {number}, client {reply.client}: {error.problem}")
+                continue
+            known["phi"].append(self.prober.phi())
             known["client"].append(reply.client)
             known["base"].append(0 if apart is None else len(asked) + 1)
             known["length"].append(length(update))
@@ -165,6 +176,8 @@ class FeatureWriter:
                 weight = 1.0 if reply.examples is None else reply.examples
                 average.add({name: part.numpy() for name, part in update.items()}, weight)
             group.add(update)
+        if misfit is not None and not known["client"]:
+            raise misfit
         towards = None
         if mean is not None:
             towards = self.prober.update(sent, mean)

@@ -139,8 +139,10 @@ def _counts(about: Subject, chosen: Candidates, rounds: Rounds) -> _Told:
     claimed = np.bincount(about.owner[about.member], minlength=int(about.owner.max()) + 1)
     both = {k: (float(np.median(v)), int(claimed[k])) for k, v in said.items() if k < len(claimed) and claimed[k]}
     ratios = np.array([examples / records for examples, records in both.values()])
-    if not len(ratios) or (np.ptp(ratios) < _TOLERANCE and abs(ratios[0] - round(ratios[0])) < _TOLERANCE):
-        return [], {}  # all alike, perhaps counted once an epoch
+    if not len(ratios) or all(examples == 1 for examples, _ in both.values()):  # weights, and no numbers of examples
+        return [], {}
+    if np.ptp(ratios) < _TOLERANCE and abs(ratios[0] - round(ratios[0])) < _TOLERANCE:
+        return [], {}  # as claimed, or counted once an epoch
     client = max(both, key=lambda k: abs(np.log(max(both[k][0], 1e-9) / both[k][1])))
     examples, records = both[client]
     return [
