@@ -127,7 +127,7 @@ def _clients_figure(per_client: Mapping[str, Any]) -> Figure:
     )
     reading = (
         "How to read it: each dot is one client, its line the interval, widened so that all clients together are right "
-        "at the stated level. Where a line crosses the dashed mark, so many records do not tell the client from "
+        "at the stated level. Where a line crosses the dashed mark, these records do not tell the client from "
         "guessing."
     )
     if few:

@@ -251,7 +251,7 @@ def _exposed(results: Results) -> dict[str, Any]:
         classes.append(
             {
                 "name": wording.shorten(str(row.get("name") or row["label"]), 40),
-                "chance": wording.known(row.get("p_adjusted")) and row["p_adjusted"] > SIGNIFICANT,
+                "chance": _open(row),
                 **_pairs(row.get("auc_adjusted") or row.get("auc")),
             }
         )
@@ -282,11 +282,18 @@ def _clients(per_client: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [
         {
             "name": str(c["name"]).capitalize(),
-            "chance": wording.known(c.get("p_adjusted")) and c["p_adjusted"] > SIGNIFICANT,
+            "chance": _open(c),
             **_pairs(c.get("auc_adjusted") or c["auc"]),
         }
         for c in known[:3]
     ]
+
+
+def _open(row: Mapping[str, Any]) -> bool:
+    """Whether one of several groups is not told from guessing, by its p-value or by the interval that is shown."""
+    low = (row.get("auc_adjusted") or row.get("auc") or {}).get("low")
+    tested = wording.known(row.get("p_adjusted")) and row["p_adjusted"] > SIGNIFICANT
+    return tested or (wording.known(low) and low <= 0.5)
 
 
 def _traced(whose: Mapping[str, Any] | None) -> dict[str, str] | None:
