@@ -225,9 +225,11 @@ def _ladder_lines(document: Mapping[str, Any], ci: Any) -> list[str]:
     lines = ["Exposure ladder:"]
     for row in document["ladder"]:
         if row["status"] != "measured":
-            lines.append(f"  {row['adversary']}: not measured ({row['reason']})")
+            ruled_out = row["adversary"] in ((document.get("federation") or {}).get("unseen") or {})
+            lines.append(f"  {row['adversary']}: {'ruled out' if ruled_out else 'not measured'} ({row['reason']})")
             continue
         tpr = row["tpr"]
         at = "" if tpr is None else f"TPR {ci(tpr['estimate'], 4)} at {tpr['fpr']:.4g} FPR ({row['attack']}), "
-        lines.append(f"  {row['adversary']}: {at}AUC {ci(row['auc'])} ({row['auc_attack']})")
+        more = f"; below the {row['more']}, who sees less: at least that" if row.get("more") else ""
+        lines.append(f"  {row['adversary']}: {at}AUC {ci(row['auc'])} ({row['auc_attack']}){more}")
     return lines
