@@ -258,7 +258,7 @@ def _features(
     folder = about.features / f"{len(rows)}_records_{which}_every{asked.every}"
     writer = FeatureWriter(about.prober(rows), folder, known, renew=True)
     if writer.renewed:
-        events.note("The features that were there are of an earlier recording: they are computed anew.")
+        events.note("The features that were there are of another recording or version: they are computed anew.")
     extract(
         transcript,
         writer,
