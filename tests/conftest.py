@@ -6,6 +6,7 @@ import random
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -53,3 +54,23 @@ def own_draws(request: pytest.FixtureRequest) -> None:
     np.random.seed(seed)  # noqa: NPY002
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(seed)
+
+
+@pytest.fixture
+def on_apple() -> type[Any]:
+    """A kind of `nn.Sequential` that stands for a model on a device without float64: it fails but on the CPU."""
+    import torch
+    from torch import nn
+
+    class OnApple(nn.Sequential):
+        on_cpu = False
+
+        def cpu(self) -> OnApple:
+            self.on_cpu = True
+            return super().cpu()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert self.on_cpu, "Cannot convert a MPS Tensor to float64 dtype"
+            return super().forward(x)
+
+    return OnApple

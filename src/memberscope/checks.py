@@ -25,7 +25,8 @@ from memberscope.statistics.over_targets import excess_variance
 
 Status = Literal["problem", "caution", "passed", "not applicable", "muted"]
 
-_Answer = tuple[Status, str, dict[str, Any]]
+Answer = tuple[Status, str, dict[str, Any]]
+"""What a check says: its status, a sentence or two, and the numbers behind it."""
 
 FLOOR = ("gap", "loss", "phi", "hinge", "confidence", "entropy", "modified-entropy")
 """Attacks by one global threshold, which any attack that knows or learns more should beat."""
@@ -77,11 +78,11 @@ class Context:
     no_claim: str = "No accountant claims anything of this training, or no coins were thrown."
     canary_clients: tuple[int, int] | None = None
     """Canary clients, and clients that learn."""
-    recording: _Answer | None = None
+    recording: Answer | None = None
     """Of a federation: whether recording and records fit each other (`federated.plausibility`)."""
 
 
-def _blind(c: Context) -> _Answer:
+def _blind(c: Context) -> Answer:
     if c.blind is None:
         return "not applicable", c.no_records, {}
     b = c.blind
@@ -100,7 +101,7 @@ def _blind(c: Context) -> _Answer:
     return "passed", f"Without the model, members and non-members cannot be told apart ({told}).", numbers
 
 
-def _duplicates(c: Context) -> _Answer:
+def _duplicates(c: Context) -> Answer:
     if c.duplicates is None:
         return "not applicable", c.no_records, {}
     d = c.duplicates
@@ -115,7 +116,7 @@ def _duplicates(c: Context) -> _Answer:
     return ("problem" if share > 0.01 else "caution"), text, numbers
 
 
-def _reference_accuracy(c: Context) -> _Answer:
+def _reference_accuracy(c: Context) -> Answer:
     if c.reference_accuracy is None:
         return "not applicable", "No reference model was asked about records that it had not learnt.", {}
     target, reference = c.reference_accuracy
@@ -124,7 +125,7 @@ def _reference_accuracy(c: Context) -> _Answer:
     return ("caution" if abs(target - reference) > 0.05 else "passed"), text, numbers
 
 
-def _reference_counts(c: Context) -> _Answer:
+def _reference_counts(c: Context) -> Answer:
     if c.reference_counts is None:
         return "not applicable", "No reference models were used.", {}
     fewest = int(c.reference_counts.min())
@@ -144,7 +145,7 @@ def _reference_counts(c: Context) -> _Answer:
     return ("caution" if fewest < 4 else "passed"), text, {"fewest": fewest}
 
 
-def _reproducible(c: Context) -> _Answer:
+def _reproducible(c: Context) -> Answer:
     if len(c.target_accuracies) < 2:
         text = "One model was audited; no second training of the same recipe was compared with it."
         return "not applicable", text, {}
@@ -153,7 +154,7 @@ def _reproducible(c: Context) -> _Answer:
     return ("caution" if high - low > 0.05 else "passed"), text, {"lowest": low, "highest": high}
 
 
-def _sample_size(c: Context) -> _Answer:
+def _sample_size(c: Context) -> Answer:
     n = int((~c.member).sum())
     too_low = [f for f in c.requested_fprs if f * n < 10 * (1 - 1e-9)]
     if not too_low:
@@ -166,7 +167,7 @@ def _sample_size(c: Context) -> _Answer:
     )
 
 
-def _beaten_by_floor(c: Context) -> _Answer:
+def _beaten_by_floor(c: Context) -> Answer:
     aucs = {r.name: r.evaluation.auc for r in c.results if r.evaluation is not None}
     floors = {name: auc for name, auc in aucs.items() if name in FLOOR}
     others = {name: auc for name, auc in aucs.items() if name not in FLOOR}
@@ -188,7 +189,7 @@ def _beaten_by_floor(c: Context) -> _Answer:
     )
 
 
-def _null(c: Context) -> _Answer:
+def _null(c: Context) -> Answer:
     nulls = {r.name: r.null for r in c.results if r.null is not None}
     if not nulls:
         return "not applicable", "No attack was run.", {}
@@ -204,7 +205,7 @@ def _null(c: Context) -> _Answer:
     return "passed", f"All {len(nulls)} attacks sit at chance when membership is permuted.", {"attacks": len(nulls)}
 
 
-def _tuned(c: Context) -> _Answer:
+def _tuned(c: Context) -> Answer:
     run = [r for r in c.results if r.status == "run"]
     if not run:
         return "not applicable", "No attack was run.", {}
@@ -225,7 +226,7 @@ def _tuned(c: Context) -> _Answer:
     )
 
 
-def _seed_variance(c: Context) -> _Answer:
+def _seed_variance(c: Context) -> Answer:
     if len(c.target_aucs) < 2:
         text = "One model was audited. The intervals cover the choice of records, not the luck of one training."
         return "not applicable", text, {}
@@ -244,7 +245,7 @@ def _seed_variance(c: Context) -> _Answer:
     return "passed", f"Trainings differ no more than the interval of one of them says ({told}).", numbers
 
 
-def _below_chance(c: Context) -> _Answer:
+def _below_chance(c: Context) -> Answer:
     run = [r for r in c.results if r.scores is not None]
     if not run:
         return "not applicable", "No attack was run.", {}
@@ -266,7 +267,7 @@ def _auc_high(result: AttackResult, member: NDArray[np.bool_], confidence: float
     return auc_estimate(rank(result.scores, member), interval_level(result.attack, confidence)).high
 
 
-def _class_mix(c: Context) -> _Answer:
+def _class_mix(c: Context) -> Answer:
     numbers = {"difference": c.class_mix_difference, "p_value": c.label_p_value}
     told = f"total variation {c.class_mix_difference:.3f}, chi-square p = {c.label_p_value:.3g}"
     if c.label_p_value >= 0.001:
@@ -285,7 +286,7 @@ def _class_mix(c: Context) -> _Answer:
     )
 
 
-def _verified(c: Context) -> _Answer:
+def _verified(c: Context) -> Answer:
     if c.verified is None:
         return "not applicable", "Answers were given; no dataset was read.", {}
     if not c.verified:
@@ -293,7 +294,7 @@ def _verified(c: Context) -> _Answer:
     return "passed", c.source[:1].upper() + c.source[1:], {}
 
 
-def _ties(c: Context) -> _Answer:
+def _ties(c: Context) -> Answer:
     tied = []
     for r in c.results:
         if r.scores is None or r.name == "gap":
@@ -313,7 +314,7 @@ def _ties(c: Context) -> _Answer:
     return "passed", "The highest scores are distinct.", {}
 
 
-def _randomised(c: Context) -> _Answer:
+def _randomised(c: Context) -> Answer:
     if c.randomised:
         return "passed", "Membership was drawn by this audit or by the dataset's official split.", {}
     return (
@@ -324,7 +325,7 @@ def _randomised(c: Context) -> _Answer:
     )
 
 
-def _privacy_claim(c: Context) -> _Answer:
+def _privacy_claim(c: Context) -> Answer:
     if c.claim is None:
         return "not applicable", c.no_claim, {}
     numbers = {"at_least": c.claim.lower.epsilon, "at_most": c.claim.upper, "delta": c.claim.upper_delta}
@@ -333,7 +334,7 @@ def _privacy_claim(c: Context) -> _Answer:
     return ("passed" if c.claim.verdict == "within" else "not applicable"), c.claim.text, numbers
 
 
-def _canary_clients(c: Context) -> _Answer:
+def _canary_clients(c: Context) -> Answer:
     if c.canary_clients is None:
         return "not applicable", "No canary clients took part.", {}
     canaries, learners = c.canary_clients
@@ -349,11 +350,11 @@ def _canary_clients(c: Context) -> _Answer:
     return "passed", f"{text}.", numbers
 
 
-def _recording(c: Context) -> _Answer:
+def _recording(c: Context) -> Answer:
     return c.recording or ("not applicable", "No federation was recorded.", {})
 
 
-CHECKS: dict[str, tuple[str, Callable[[Context], _Answer]]] = {
+CHECKS: dict[str, tuple[str, Callable[[Context], Answer]]] = {
     "MIA001": ("Members and non-members separable without the model", _blind),
     "MIA002": ("Duplicates across the split", _duplicates),
     "MIA003": ("Reference accuracy far from the target's", _reference_accuracy),

@@ -12,42 +12,24 @@ from memberscope.errors import MemberscopeError
 
 
 @contextlib.contextmanager
-def claim(lock: Path) -> Iterator[bool]:
+def claim(lock: Path, *, wait: bool = False) -> Iterator[bool]:
     """Yield whether this process alone holds the lock file inside the block; False: another process does.
+
+    With `wait` it is always this one: the others wait.
 
     Raises
     ------
     MemberscopeError
         Its folder cannot be written.
     """
-    descriptor = _locked(lock, wait=False)
+    descriptor = _locked(lock, wait=wait)
     try:
         yield descriptor is not None
     finally:
-        _give_up(lock, descriptor)
-
-
-@contextlib.contextmanager
-def exclusively(lock: Path) -> Iterator[None]:
-    """Only one process at a time is inside such a block; the others wait.
-
-    Raises
-    ------
-    MemberscopeError
-        Its folder cannot be written.
-    """
-    descriptor = _locked(lock, wait=True)
-    try:
-        yield
-    finally:
-        _give_up(lock, descriptor)
-
-
-def _give_up(lock: Path, descriptor: int | None) -> None:
-    if descriptor is not None:
-        # Removed while it is held: whoever opened it in between sees that the name is gone, and opens anew.
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
+        if descriptor is not None:
+            # Removed while it is held: whoever opened it in between sees that the name is gone, and opens anew.
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 def _locked(lock: Path, *, wait: bool) -> int | None:

@@ -68,29 +68,15 @@ def test_both_ways_agree_with_backward(make) -> None:
     )
 
 
-class OnApple(nn.Sequential):
-    """Stands for a model on a device without float64: fails wherever it is asked but on the CPU."""
-
-    on_cpu = False
-
-    def cpu(self) -> OnApple:
-        self.on_cpu = True
-        return super().cpu()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        assert self.on_cpu, "Cannot convert a MPS Tensor to float64 dtype"
-        return super().forward(x)
-
-
 @pytest.mark.parametrize("make", [a_cnn, a_normalised_cnn])
-def test_where_the_device_has_no_float64_the_cpu_computes(make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_device_has_no_float64_the_cpu_computes(make, on_apple, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     plain = make()
     x, y = torch.randn(6, 2, 6, 6), np.arange(6) % 3
     directions = [{name: torch.randn_like(p) for name, p in plain.named_parameters()}]
     expected = align(plain, lambda start, end: x[start:end], y, directions)
     monkeypatch.setattr(gradients, "WITHOUT_FLOAT64", {"cpu"})
-    net = OnApple(*plain)
+    net = on_apple(*plain)
     found = align(net, lambda start, end: x[start:end], y, directions)
     assert not net.on_cpu, "left as it was"
     np.testing.assert_array_equal(found.along, expected.along)

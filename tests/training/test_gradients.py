@@ -53,25 +53,13 @@ def test_norms_of_layers_add_up_to_that_of_all_weights() -> None:
     assert layers[0, -1] == pytest.approx(0.5 * np.log(float(sum(p.double().square().sum() for p in parts))), rel=1e-4)
 
 
-class OnApple(nn.Sequential):
-    """Stands for a model on a device without float64: fails wherever it is asked but on the CPU."""
-
-    on_cpu = False
-
-    def cpu(self) -> OnApple:
-        self.on_cpu = True
-        return super().cpu()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        assert self.on_cpu, "Cannot convert a MPS Tensor to float64 dtype"
-        return super().forward(x)
-
-
 @pytest.mark.parametrize("of", ["weights", "input"])
-def test_where_the_device_has_no_float64_the_cpu_computes(of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_device_has_no_float64_the_cpu_computes(
+    of: str, on_apple: type[nn.Sequential], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gradients, "WITHOUT_FLOAT64", {"cpu"})
     torch.manual_seed(0)
-    net = OnApple(nn.Linear(4, 3))
+    net = on_apple(nn.Linear(4, 3))
     x, y = torch.randn(N, 4), np.arange(N) % 3
     found = log_gradient_norms(net, lambda start, end: x[start:end], y, of=of)
     assert not net.on_cpu, "left as it was"

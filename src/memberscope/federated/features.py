@@ -289,15 +289,26 @@ def extract(
         Called with the round's number, its position (from 0) and how many there are.
     """
     chosen = [r for r in recorded.rounds if rounds is None or r in rounds]
-    if not all(map(writer.has, chosen)):
-        chosen = _sound(recorded, chosen, writer)
+    upcoming: Any = None  # what the next round sent, where this one had to look
     for position, number in enumerate(chosen):
         if on_round is not None:
             on_round(number, position, len(chosen))
         if writer.has(number):
+            upcoming = None
             continue
-        sent = recorded.sent(number)
+        sent = recorded.sent(number) if upcoming is None else upcoming
+        if not finite(sent):
+            if position == 0:
+                raise ModelError(
+                    f"the global model of round {number}, the first on record, holds NaN or infinities",
+                    "the federation diverged: lower its learning rate",
+                )
+            writer.left_out.append(f"round {number} and all later: the global model holds NaN or infinities")
+            return  # a federation that diverged has told all it can
         after = chosen[position + 1] if position + 1 < len(chosen) else None
+        upcoming = None if after is None else recorded.sent(after)
+        if upcoming is not None and not finite(upcoming):
+            after = None
         mean = recorded.sum(number) if recorded.only_sums else None
         outcome = None if after == number + 1 else _outcome(recorded, number, after)
         writer.round(number, sent, _replies(recorded, number), outcome=outcome, mean=mean)
@@ -316,27 +327,6 @@ def _outcome(recorded: Recorded, number: int, after: int | None) -> Any:
     if outcome is not None:
         return outcome
     return {**recorded.sent(number), **recorded.sum(number)} if recorded.observer is None else recorded.sent(after)
-
-
-def _sound(recorded: Recorded, chosen: Sequence[int], writer: FeatureWriter) -> list[int]:
-    """The rounds before the first whose global model holds NaN: a federation that diverged has told all it can.
-
-    Raises
-    ------
-    ModelError
-        Already the first does.
-    """
-    for position, number in enumerate(chosen):
-        if finite(recorded.sent(number)):
-            continue
-        if position == 0:
-            raise ModelError(
-                f"the global model of round {number}, the first on record, holds NaN or infinities",
-                "the federation diverged: lower its learning rate",
-            )
-        writer.left_out.append(f"round {number} and all later: the global model holds NaN or infinities")
-        return list(chosen[:position])
-    return list(chosen)
 
 
 def _replies(recorded: Recorded, number: int) -> Iterable[Reply]:

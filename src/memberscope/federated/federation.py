@@ -22,7 +22,7 @@ from memberscope.federated import design as designs
 from memberscope.federated.config import FederationConfig
 from memberscope.federated.design import Design
 from memberscope.federated.outcome import as_epochs, summarise, weakest_guarantee
-from memberscope.files import write_json, write_text
+from memberscope.files import remove_unfinished, write_json, write_text
 from memberscope.locks import claim
 
 if TYPE_CHECKING:
@@ -165,11 +165,14 @@ def alone_at(folder: Path) -> Iterator[None]:
     RunFolderError
         Another one does.
     """
+    from memberscope.federated import standing
+
     with claim(folder / ".federation.lock") as ours:
         if not ours:
             raise RunFolderError(
                 f"another process is at the federation in {folder}", "wait for it, or name another folder"
             )
+        remove_unfinished(folder / standing.STATE)
         yield
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from memberscope.checks import Status
+from memberscope.checks import Answer
 from memberscope.federated.candidates import Candidates
 from memberscope.federated.subject import Subject
 from memberscope.knowledge import Knowledge
@@ -24,21 +24,16 @@ _UNLIKE = 0.3
 _SURE = 5.0
 """Standard errors by which another client's update must fit better, before a client counts as mistaken for it."""
 
-Answer = tuple[Status, str, dict[str, Any]]
-
 
 def doubts(about: Subject, chosen: Candidates, rounds: Rounds) -> Answer:
     """What speaks against the claim of who trained on what: the answer of check MIA018."""
     problems: list[str] = []
     cautions: list[str] = []
     numbers: dict[str, Any] = {}
-    for judge in (_differences, _mistaken):
+    judges = ((_differences, problems), (_mistaken, problems), (_counts, cautions), (_guessing, cautions))
+    for judge, doubted in judges:
         told, more = judge(about, chosen, rounds)
-        problems += told
-        numbers |= more
-    for judge in (_counts, _guessing):
-        told, more = judge(about, chosen, rounds)
-        cautions += told
+        doubted += told
         numbers |= more
     if not problems and not cautions:
         return "passed", "Nothing speaks against the claim of who trained on which record.", numbers

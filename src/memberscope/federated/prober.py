@@ -151,8 +151,8 @@ class Prober:
             return align(self.module, self.batches, self.labels, directions)
 
 
-def named_arrays(arrays: Arrays, wanted: Sequence[str]) -> Arrays:
-    """The arrays of a model by the names that its module has for them, those of `wanted` in their order.
+def array_names(arrays: Arrays, wanted: Sequence[str]) -> dict[str, str]:
+    """Which array of a model is which of a module's: names of `wanted`, in their order -> names among `arrays`.
 
     An app may send them under a common prefix (``model.fc.weight``), or leave one out; lists of legacy apps have places
     for names. Other names tell which array is which, so that nothing is matched by its place against them.
@@ -163,10 +163,10 @@ def named_arrays(arrays: Arrays, wanted: Sequence[str]) -> Arrays:
         Names that do not fit; says which are missing.
     """
     if arrays.keys() >= set(wanted):
-        return {name: arrays[name] for name in wanted}
+        return {name: name for name in wanted}
     if all(name.isdecimal() for name in arrays):
         if len(arrays) == len(wanted):
-            return dict(zip(wanted, arrays.values(), strict=True))
+            return dict(zip(wanted, arrays, strict=True))
         raise ModelError(
             f"the recorded model has {len(arrays)} arrays without names and this one {len(wanted)}",
             "give the model that the federation trains; batch statistics are among the arrays of a model",
@@ -178,13 +178,18 @@ def named_arrays(arrays: Arrays, wanted: Sequence[str]) -> Arrays:
                 continue
             theirs = {w: prefix + w if long is name else w.removeprefix(prefix) for w in wanted}
             if set(theirs.values()) <= arrays.keys():
-                return {w: arrays[their] for w, their in theirs.items()}
+                return theirs
     missing = [name for name in wanted if name not in arrays]
     raise ModelError(
         f"of this model's arrays {', '.join(map(repr, missing[:3]))} are not among those recorded, which are "
         f"{', '.join(map(repr, list(arrays)[:3]))}" + (" and so on" if len(arrays) > 3 else ""),
         "give the model that the federation trains",
     )
+
+
+def named_arrays(arrays: Arrays, wanted: Sequence[str]) -> Arrays:
+    """The arrays of a model by the names that its module has for them (see `array_names`)."""
+    return {name: arrays[their] for name, their in array_names(arrays, wanted).items()}
 
 
 def staying(module: nn.Module, again: nn.Module, recorded: Sequence[str]) -> frozenset[str]:

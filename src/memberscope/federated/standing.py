@@ -16,7 +16,7 @@ from memberscope.errors import MemberscopeError, RunFolderError
 from memberscope.federated import strategies
 from memberscope.federated.array_files import Arrays, read_arrays, write_arrays
 from memberscope.federated.packing import ResidentArray
-from memberscope.files import remove_unfinished, replacing
+from memberscope.files import replacing
 
 STATE, HISTORY = "rounds/state.safetensors", "rounds/history.jsonl"
 FIRST = "rounds/first.safetensors"
@@ -120,7 +120,6 @@ def read(folder: Path, strategy: Strategy | None = None, *, resident: bool = Tru
     from safetensors import SafetensorError, safe_open
 
     path = folder / STATE
-    remove_unfinished(path)
     if not path.is_file():
         (folder / HISTORY).unlink(missing_ok=True)
         return None

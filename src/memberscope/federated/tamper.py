@@ -23,6 +23,7 @@ from memberscope.errors import ConfigError, ModelError
 from memberscope.federated import wire
 from memberscope.federated.array_files import Arrays
 from memberscope.federated.engine import isolated
+from memberscope.federated.prober import array_names
 from memberscope.federated.tap import TAMPERED
 from memberscope.federated.tap_client import CallNext, Mod
 
@@ -216,7 +217,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def load(module: nn.Module, arrays: Arrays) -> dict[str, str]:
-    """Load a model as it travels, by name, or by order where names are numbers; gives state name -> array name.
+    """Load a model as it travels, by its names (see `prober.array_names`); gives state name -> array name.
 
     Raises
     ------
@@ -224,14 +225,12 @@ def load(module: nn.Module, arrays: Arrays) -> dict[str, str]:
         The arrays do not fit the module.
     """
     state = module.state_dict()
-    names = {name: name for name in state}
-    if arrays.keys() != state.keys():
-        if len(arrays) != len(state):
-            raise ModelError(
-                f"the federation sends {len(arrays)} arrays, the model {type(module).__name__} has {len(state)}",
-                "give the model that the federation trains",
-            )
-        names = dict(zip(state, arrays, strict=True))
+    if len(arrays) != len(state):
+        raise ModelError(
+            f"the federation sends {len(arrays)} arrays, the model {type(module).__name__} has {len(state)}",
+            "give the model that the federation trains",
+        )
+    names = array_names(arrays, list(state))
     for name, value in state.items():
         if value.shape != arrays[names[name]].shape:
             raise ModelError(

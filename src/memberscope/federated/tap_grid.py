@@ -32,9 +32,9 @@ def watch_grid(
     Works with any loop: `send_and_receive`, or `push_messages` and `pull_messages`, from any thread. A round's number
     is what a message names in its config (``server-round``) or group id (legacy servers); a federation that begins
     again goes on counting. Without either, a new round begins when another model is sent after replies came in, or a
-    node is asked again. What comes out of a round is seen when it is sent out for
-    evaluation or as the next round's model. Under SecAgg and SecAgg+ only masked vectors pass: the transcript then is
-    that of a server behind secure aggregation.
+    node is asked again. What comes out of a round is seen when it is sent out for evaluation or as the next round's
+    model. Under SecAgg and SecAgg+ only masked vectors pass: the transcript then is that of a server behind secure
+    aggregation.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ import numpy as np
 from memberscope.document import SCHEMA_VERSION
 from memberscope.errors import MemberscopeError, RunFolderError
 from memberscope.files import ordinary_mode, write_bytes, write_json, write_text
-from memberscope.locks import exclusively
+from memberscope.locks import claim
 
 if TYPE_CHECKING:
     from memberscope.result import Audit
@@ -189,7 +189,7 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """
     path = Path(path)
     try:
-        with exclusively(path.with_name(f".{path.name}.lock")):
+        with claim(path.with_name(f".{path.name}.lock"), wait=True):
             write_text(path, csv_text([*_table(path), *rows]))
     except OSError as error:
         raise _cannot_write(path.parent, error) from error

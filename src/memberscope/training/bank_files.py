@@ -171,9 +171,9 @@ def remove_unfinished(path: Path) -> None:
         files.remove_unfinished(written)
 
 
-def exclusively(folder: Path) -> contextlib.AbstractContextManager[None]:
+def exclusively(folder: Path) -> contextlib.AbstractContextManager[bool]:
     """Only one process at a time is inside such a block of a bank's folder; the others wait."""
-    return locks.exclusively(folder / ".bank.lock")
+    return locks.claim(folder / ".bank.lock", wait=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
